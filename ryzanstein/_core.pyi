@@ -1,0 +1,213 @@
+"""Stub of the native module: the engine's arithmetic and bytes, no policy.
+
+Shape letters: T tokens in the step, S sequences, R logit rows, H query heads, G kv heads,
+D head dim, K in-features, N out-features, V vocabulary, P tokens per KV page.
+
+Arrays must be C-contiguous and of the exact dtype named here: nothing is converted silently.
+bfloat16 arrays travel as their bit patterns in ``uint16``.
+"""
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32Array: TypeAlias = NDArray[np.float32]
+F64Array: TypeAlias = NDArray[np.float64]
+I32Array: TypeAlias = NDArray[np.int32]
+I8Array: TypeAlias = NDArray[np.int8]
+U8Array: TypeAlias = NDArray[np.uint8]
+# float32, float16, or bfloat16 bit patterns as uint16
+DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
+
+PAGE_TOKENS: int
+
+def build_info() -> dict[str, str | bool | list[str]]:
+    """Return version, commit, compiler, assertions and compiled_isas."""
+
+def cpu_features() -> dict[str, bool]:
+    """Return each instruction-set extension the engine looks for, and whether CPU and OS offer it."""
+
+def available_isas() -> list[str]:
+    """Return the tiers this CPU can run, lowest first."""
+
+def resolve_isa(name: str | None = None) -> str:
+    """Return the tier to use: `name`, else RYZANSTEIN_ISA, else the highest available.
+
+    Raises:
+        ValidationError: unknown tier, or one that this CPU or build does not have.
+    """
+
+class TernaryMatrix:
+    """Ternary weights [N, K] with one float scale per row, in the layout the kernels read."""
+
+    def __init__(self, out_features: int, in_features: int) -> None: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def pack_hf(self, row_begin: int, packed: U8Array, scale: float) -> None:
+        """Fill rows from the Hugging Face packed form, uint8 [N/4, K], code = value + 1.
+
+        Raises QuantizationError (with row and column) on code 3.
+        """
+
+    def pack_codes(self, row_begin: int, codes: I8Array, row_scales: F32Array) -> None:
+        """Fill rows from int8 [n, K] in {-1, 0, 1} and float32 [n]."""
+
+    def pack_master(self, row_begin: int, weights: DenseArray) -> float:
+        """Ternarise full-precision rows [n, K] by absmean (scale over the whole array); return the scale.
+
+        Raises QuantizationError on a non-finite weight.
+        """
+
+    def codes(self) -> I8Array:
+        """Return the weights as int8 [N, K]."""
+
+    def row_scales(self) -> F32Array:
+        """Return float32 [N]."""
+
+class Linear:
+    """A ternary linear with an optional RMSNorm on its input."""
+
+    def __init__(
+        self, matrix: TernaryMatrix, norm: F32Array | None = None, norm_eps: float = 1e-6
+    ) -> None: ...
+
+class LayerWeights:
+    """One decoder layer. `attn_in` yields q, k, v rows in that order, `mlp_in` gate then up; either
+    one fused Linear or several whose rows are concatenated."""
+
+    def __init__(
+        self,
+        *,
+        input_norm: F32Array,
+        attn_in: list[Linear],
+        o_proj: Linear,
+        post_attention_norm: F32Array,
+        mlp_in: list[Linear],
+        down_proj: Linear,
+        attn_sub_norm: F32Array | None = None,
+        ffn_sub_norm: F32Array | None = None,
+    ) -> None: ...
+
+class DecoderConfig:
+    """Everything that differs between architectures, as data."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        intermediate_size: int,
+        vocab_size: int,
+        rms_norm_eps: float,
+        activation: Literal["silu", "relu2"],
+        inv_freq: F64Array,
+        rope_attention_factor: float = 1.0,
+    ) -> None: ...
+
+class PagedCache:
+    """Keys and values in pages of PAGE_TOKENS tokens; knows block ids, not requests."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        dtype: Literal["f16", "f32"],
+    ) -> None: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes reserved (pages are committed by the OS on first write)."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block in every layer."""
+
+    def read(self, layer: int, block: int) -> tuple[F32Array, F32Array]:
+        """Return keys and values as float32 [P, G, D] (for tests and state files)."""
+
+class Decoder:
+    """The transformer: `step` turns a batch of tokens into logits."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: list[LayerWeights],
+        embedding: DenseArray,
+        final_norm: F32Array,
+        lm_head: DenseArray | None = None,
+        *,
+        threads: int = 1,
+        isa: str | None = None,
+    ) -> None:
+        """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive."""
+
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def kernels(self) -> dict[str, str]:
+        """Return op name -> the kernel chosen for it."""
+
+    def step(
+        self,
+        token_ids: I32Array,
+        positions: I32Array,
+        seq_starts: I32Array,
+        slots: I32Array,
+        block_tables: I32Array,
+        logit_rows: I32Array,
+        cache: PagedCache,
+        hidden_states: F32Array | None = None,
+    ) -> F32Array:
+        """Run T tokens of S sequences and return logits float32 [R, V].
+
+        Args:
+            token_ids: int32 [T].
+            positions: int32 [T], ascending by one inside a sequence.
+            seq_starts: int32 [S + 1], first token of each sequence in this batch, then T.
+            slots: int32 [T], block * PAGE_TOKENS + offset where each token's key and value go.
+            block_tables: int32 [S, Bmax], block ids in order of position, padded with -1.
+            logit_rows: int32 [R], tokens whose logits are wanted.
+            cache: the pages to read and write.
+            hidden_states: optional float32 [L + 1, T, hidden] to fill with each layer's input and,
+                last, the output of the final norm.
+
+        Raises:
+            ValidationError: shapes or indices that do not fit.
+            OutOfMemoryError: the workspace cannot be allocated.
+        """
+
+class Sampler:
+    """The sampling chain: penalties, temperature, top-k, top-p, min-p, then one draw.
+
+    Temperature 0 is greedy (ties go to the lowest id). The draw is a pure function of
+    (seed, position, logits): a counter-based generator, so batching cannot change it.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None: ...
+    def sample(self, logits: F32Array, history: I32Array, position: int) -> int:
+        """Return a token id for float32 [V] logits; `history` is every token so far, prompt included."""
+
+def log_probs(logits: F32Array, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Return the token's log-probability and the `top` most likely (id, log-probability), descending."""
+
+def score_rows(logits: F32Array, targets: I32Array) -> F32Array:
+    """Return log softmax(logits[r])[targets[r]] for float32 [R, V] and int32 [R]."""

@@ -63,7 +63,8 @@ def unpack_hf(packed: NDArray[np.uint8]) -> I8:
 def pack_hf(codes: I8) -> NDArray[np.uint8]:
     """Return uint8 [N/4, K] from int8 [N, K] in {-1, 0, 1}; the inverse of `unpack_hf`."""
     stored = (codes + 1).astype(np.uint8).reshape(4, -1, codes.shape[1])
-    return stored[0] | stored[1] << 2 | stored[2] << 4 | stored[3] << 6
+    merged = stored[0] | stored[1] << 2 | stored[2] << 4 | stored[3] << 6
+    return np.asarray(merged, dtype=np.uint8)
 
 
 def ternary_linear(q: I8, act_scale: Array, codes: I8, row_scales: Array) -> F64:

@@ -1,0 +1,120 @@
+"""A checkpoint directory in the Hugging Face layout: one safetensors file, or indexed shards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein.loaders.json_file import read_json_object
+from ryzanstein.loaders.safetensors import SafetensorsFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ryzanstein.loaders.safetensors import TensorInfo
+
+__all__ = ["Checkpoint", "require_directory"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def require_directory(directory: Path) -> None:
+    """Raise unless the path is a directory.
+
+    Raises:
+        ModelLoadError: it does not exist.
+        UnsupportedFormatError: it is a file.
+    """
+    if directory.is_dir():
+        return
+    if directory.exists():
+        raise UnsupportedFormatError(
+            f"{directory} is a file; point at the directory that holds config.json and {_SINGLE}"
+        )
+    raise ModelLoadError(
+        f"no model directory {directory}; check the path, or download the checkpoint first"
+    )
+
+
+class Checkpoint:
+    """The tensors of a checkpoint directory by name, whichever file holds them."""
+
+    def __init__(self, directory: Path) -> None:
+        """Map every weight file and check every header.
+
+        Raises:
+            ModelLoadError: the directory or one of its files is missing.
+            CorruptFileError: a header or the index is damaged.
+        """
+        require_directory(directory)
+        self.directory = directory
+        if (directory / _SINGLE).exists():
+            only = SafetensorsFile(directory / _SINGLE)
+            self._files = dict.fromkeys(only, only)
+        elif (directory / _INDEX).exists():
+            self._files = _open_shards(directory)
+        else:
+            raise ModelLoadError(_nothing_found(directory))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def info(self, name: str) -> TensorInfo:
+        """Return dtype, shape and size of a tensor."""
+        return self._files[name].info(name)
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
+        return self._files[name].view(name)
+
+    def release(self, name: str) -> None:
+        """Let the kernel drop a tensor's resident pages."""
+        self._files[name].release(name)
+
+    def where(self, name: str) -> str:
+        """Return the file and tensor, for errors."""
+        return f"{self._files[name].path}: tensor {name!r}"
+
+
+def _open_shards(directory: Path) -> dict[str, SafetensorsFile]:
+    index = directory / _INDEX
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CorruptFileError(f"{index}: 'weight_map' must be an object; download it again")
+    shards: dict[str, SafetensorsFile] = {}
+    files: dict[str, SafetensorsFile] = {}
+    for name, shard in weight_map.items():
+        # A path out of the directory, or one the file system refuses, is not a shard's name.
+        if not isinstance(shard, str) or not shard.isprintable() or "/" in shard:
+            raise CorruptFileError(
+                f"{index}: tensor {name!r} is in {shard!r}, which is not a plain file name"
+            )
+        if shard not in shards:
+            shards[shard] = SafetensorsFile(directory / shard)
+        if name not in shards[shard]:
+            raise CorruptFileError(
+                f"{index}: tensor {name!r} should be in {shard}, which does not hold it; "
+                "download both again"
+            )
+        files[name] = shards[shard]
+    return files
+
+
+def _nothing_found(directory: Path) -> str:
+    message = f"{directory} holds neither {_SINGLE} nor {_INDEX}"
+    others = sorted(
+        path.name for path in directory.iterdir() if path.suffix in {".bin", ".pt", ".gguf"}
+    )
+    if others:
+        return (
+            f"{message}, only {', '.join(others[:3])}; get the safetensors form of the model, or "
+            "load it in transformers and save it again with save_pretrained"
+        )
+    return f"{message}; download the checkpoint again"

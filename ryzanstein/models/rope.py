@@ -1,0 +1,125 @@
+"""Rotary position embedding: its configuration in both spellings, and its frequencies.
+
+transformers 5 writes `rope_parameters` (with `rope_theta` inside), earlier versions `rope_theta`
+beside an optional `rope_scaling`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ryzanstein.models.fields import Fields
+
+__all__ = ["RopeConfig", "inverse_frequencies", "read_rope"]
+
+_KINDS = ("default", "linear", "llama3")
+# Ranges far wider than any model's, inside which no frequency can overflow.
+_THETA = (1.0, 1e30)
+_FACTOR = (1.0, 1e9)
+_BAND = (1e-6, 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding parameters; those after `theta` matter only to the kinds that use them."""
+
+    kind: str  # "default", "linear" or "llama3"
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 0
+
+
+def read_rope(fields: Fields, max_context: int) -> RopeConfig:
+    """Return the rotary parameters of a config.json.
+
+    Raises:
+        ModelLoadError: a field is missing, has the wrong type, or contradicts another.
+        UnsupportedFormatError: a kind of scaling that is not implemented.
+    """
+    section = _section(fields)
+    theta = _theta(fields, section)
+    if section is None:
+        return RopeConfig("default", theta)
+    for source in (fields, section):
+        _require_whole_head(source)
+    kind = section.text("rope_type", section.text("type", "default"))
+    if kind not in _KINDS:
+        raise UnsupportedFormatError(
+            f"{section.name('rope_type')} is {kind!r}; supported are {', '.join(_KINDS)}"
+        )
+    if kind == "default":
+        return RopeConfig(kind, theta)
+    factor = section.number("factor", *_FACTOR)
+    if kind == "linear":
+        return RopeConfig(kind, theta, factor)
+    low = section.number("low_freq_factor", *_BAND)
+    high = section.number("high_freq_factor", *_BAND)
+    if low >= high:
+        raise CorruptFileError(
+            f"{section.name('low_freq_factor')} is {low}, not below high_freq_factor {high}; "
+            "correct them (Llama 3 uses 1 and 4)"
+        )
+    original = section.integer("original_max_position_embeddings", max_context)
+    return RopeConfig(kind, theta, factor, low, high, original)
+
+
+def _section(fields: Fields) -> Fields | None:
+    new, old = fields.section("rope_parameters"), fields.section("rope_scaling")
+    if new is not None and old is not None:
+        agreed = {**old.values, **new.values} == {**new.values, **old.values}
+        if not agreed:
+            raise CorruptFileError(
+                f"{fields.name('rope_parameters')} and 'rope_scaling' contradict each other; "
+                "keep one of them"
+            )
+    return new or old
+
+
+def _theta(fields: Fields, section: Fields | None) -> float:
+    if section is None or not section.has("rope_theta"):
+        return fields.number("rope_theta", *_THETA)
+    theta = section.number("rope_theta", *_THETA)
+    if fields.has("rope_theta") and fields.number("rope_theta", *_THETA) != theta:
+        raise CorruptFileError(
+            f"{section.name('rope_theta')} is {theta}, but 'rope_theta' at the top level is "
+            f"{fields.values['rope_theta']}; keep one of them"
+        )
+    return theta
+
+
+def _require_whole_head(source: Fields) -> None:
+    if source.has("partial_rotary_factor") and source.number("partial_rotary_factor", 0, 1) != 1:
+        raise UnsupportedFormatError(
+            f"{source.name('partial_rotary_factor')} is "
+            f"{source.values['partial_rotary_factor']}; only whole heads (1.0) can be rotated"
+        )
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> NDArray[np.float64]:
+    """Return float64 [head_dim / 2]: radians per position of each pair of dimensions.
+
+    The kinds are those of transformers' `modeling_rope_utils.py`; none scales the attention.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    frequencies = np.asarray(rope.theta**-exponents, dtype=np.float64)
+    if rope.kind == "default":
+        return frequencies
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    # llama3: keep short wavelengths, stretch long ones, blend in between
+    turns = rope.original_context * frequencies / (2 * math.pi)
+    span = rope.high_freq_factor - rope.low_freq_factor
+    kept = np.clip((turns - rope.low_freq_factor) / span, 0.0, 1.0)
+    blended = (1.0 - kept) * frequencies / rope.factor + kept * frequencies
+    return np.asarray(blended, dtype=np.float64)

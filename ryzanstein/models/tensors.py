@@ -1,0 +1,145 @@
+"""Which tensors a checkpoint must hold, and the check that it holds exactly those.
+
+Everything a header can tell is checked here, before any weight is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ryzanstein.loaders.checkpoint import Checkpoint
+    from ryzanstein.models.config import ModelConfig
+    from ryzanstein.models.family import Family
+
+__all__ = ["check_tensors", "linear_shapes"]
+
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    name: str
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]  # any of them
+
+
+def linear_shapes(config: ModelConfig, family: Family) -> dict[str, tuple[int, int]]:
+    """Return (out-features, in-features) of each linear of a layer, by its name in the layer."""
+    wide, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query, key, value = family.attn_in
+    gate, up = family.mlp_in
+    return {
+        query: (wide, hidden),
+        key: (narrow, hidden),
+        value: (narrow, hidden),
+        family.o_proj: (hidden, wide),
+        gate: (inner, hidden),
+        up: (inner, hidden),
+        family.down_proj: (hidden, inner),
+    }
+
+
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig, family: Family) -> None:
+    """Demand every tensor of the architecture, in dtype and shape, and no other.
+
+    Raises:
+        ModelLoadError: a tensor is missing.
+        CorruptFileError: a tensor has another dtype or shape than the configuration implies.
+        UnsupportedFormatError: a tensor that the architecture does not read, or sizes that the
+            packed form cannot hold.
+    """
+    _check_packable(checkpoint, config, family)
+    known = set()
+    for expected in _expected_tensors(config, family):
+        _check_tensor(checkpoint, expected)
+        known.add(expected.name)
+    if config.tie_word_embeddings:
+        known.add(family.lm_head)
+    unread = [
+        name for name in checkpoint if name not in known and not name.endswith(family.ignored)
+    ]
+    if unread:
+        raise UnsupportedFormatError(
+            f"{checkpoint.where(unread[0])} (and {len(unread) - 1} more) is not part of "
+            f"{config.architecture} with this config.json; without it the model would compute "
+            "something else. Check architectures, num_hidden_layers and quantization_config"
+        )
+
+
+def _expected_tensors(config: ModelConfig, family: Family) -> Iterator[_Expected]:
+    hidden = config.hidden_size
+    vocabulary = (config.vocab_size, hidden)
+    yield _Expected(family.embedding, _FLOATS, (vocabulary,))
+    yield _Expected(family.final_norm, _FLOATS, ((hidden,),))
+    if not config.tie_word_embeddings:
+        yield _Expected(family.lm_head, _FLOATS, (vocabulary,))
+    norms = {
+        family.input_norm: hidden,
+        family.post_attention_norm: hidden,
+        family.attn_sub_norm: config.num_heads * config.head_dim,
+        family.ffn_sub_norm: config.intermediate_size,
+    }
+    shapes = linear_shapes(config, family)
+    for index in range(config.num_layers):
+        layer = family.layer.format(index=index)
+        for norm, size in norms.items():
+            if norm is not None:
+                yield _Expected(layer + norm, _FLOATS, ((size,),))
+        for linear, shape in shapes.items():
+            yield from _expected_linear(config, family, layer + linear, shape)
+
+
+def _expected_linear(
+    config: ModelConfig, family: Family, name: str, shape: tuple[int, int]
+) -> Iterator[_Expected]:
+    rows, columns = shape
+    if config.quantization.mode == "online":
+        yield _Expected(f"{name}.weight", _FLOATS, (shape,))
+    else:
+        yield _Expected(f"{name}.weight", ("U8",), ((rows // 4, columns),))
+        yield _Expected(f"{name}.weight_scale", _FLOATS, ((1,), ()))
+    if config.quantization.input_norm:
+        yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
+
+
+def _check_packable(checkpoint: Checkpoint, config: ModelConfig, family: Family) -> None:
+    if config.quantization.mode == "online":
+        return
+    for name, (rows, _) in linear_shapes(config, family).items():
+        if rows % 4:
+            raise UnsupportedFormatError(
+                f"{checkpoint.directory}: {name} has {rows} rows; the packed form holds four "
+                "rows in a byte and needs a multiple of 4"
+            )
+
+
+def _check_tensor(checkpoint: Checkpoint, expected: _Expected) -> None:
+    if expected.name not in checkpoint:
+        raise ModelLoadError(
+            f"{checkpoint.directory}: tensor {expected.name!r} is missing; config.json does not "
+            "belong to these weights, or the download is incomplete"
+        )
+    info = checkpoint.info(expected.name)
+    if info.dtype not in expected.dtypes:
+        hint = ""
+        if expected.dtypes == ("U8",):
+            hint = "; for full-precision masters set quantization_mode to online"
+        elif info.dtype == "U8":
+            hint = "; for packed weights set quantization_mode to offline"
+        raise CorruptFileError(
+            f"{checkpoint.where(expected.name)} has dtype {info.dtype}, expected "
+            f"{' or '.join(expected.dtypes)}{hint}"
+        )
+    if info.shape not in expected.shapes:
+        shapes = " or ".join(str(list(shape)) for shape in expected.shapes)
+        raise CorruptFileError(
+            f"{checkpoint.where(expected.name)} has shape {list(info.shape)}, expected {shapes} "
+            "from config.json; the two do not belong together"
+        )

@@ -1,0 +1,170 @@
+"""From the tensors of a checkpoint to the native module's weights, one layer at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ryzanstein._core import LayerWeights, Linear, TernaryMatrix
+from ryzanstein.errors import CorruptFileError, QuantizationError
+from ryzanstein.models.tensors import linear_shapes
+from ryzanstein.quant import first_non_finite, output_scale, to_float32
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from ryzanstein._core import DenseArray, F32Array
+    from ryzanstein.loaders.checkpoint import Checkpoint
+    from ryzanstein.models.config import ModelConfig
+    from ryzanstein.models.family import Family
+
+__all__ = ["WeightReader"]
+
+_COMPARE_ROWS = 4096
+
+
+class WeightReader:
+    """Builds weights from a checkpoint whose tensors `check_tensors` has accepted.
+
+    Distinct layers may be read from distinct threads: packing releases the GIL.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        family: Family,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Take a callback that is told the bytes of each tensor once it has been read."""
+        self._checkpoint = checkpoint
+        self._config = config
+        self._family = family
+        self._shapes = linear_shapes(config, family)
+        self._advance = advance
+
+    def layer(self, index: int) -> LayerWeights:
+        """Return the weights of one decoder layer, packed.
+
+        Raises:
+            QuantizationError: a code, master weight or scale that cannot be represented.
+            CorruptFileError: a NaN or infinity in a norm.
+        """
+        family = self._family
+        prefix = family.layer.format(index=index)
+        return LayerWeights(
+            input_norm=self._norm(prefix + family.input_norm),
+            attn_in=self._linears(prefix, family.attn_in),
+            o_proj=self._linears(prefix, (family.o_proj,))[0],
+            post_attention_norm=self._norm(prefix + family.post_attention_norm),
+            mlp_in=self._linears(prefix, family.mlp_in),
+            down_proj=self._linears(prefix, (family.down_proj,))[0],
+            attn_sub_norm=self._optional_norm(prefix, family.attn_sub_norm),
+            ffn_sub_norm=self._optional_norm(prefix, family.ffn_sub_norm),
+        )
+
+    def final_norm(self) -> F32Array:
+        """Return the gain of the norm before the head."""
+        return self._norm(self._family.final_norm)
+
+    def embedding(self) -> DenseArray:
+        """Return the embedding [V, hidden] as a view of the file.
+
+        Raises:
+            CorruptFileError: a NaN or infinity in it.
+        """
+        return self._dense(self._family.embedding)
+
+    def lm_head(self) -> DenseArray | None:
+        """Return the output head [V, hidden] as a view of the file, or None where it is tied.
+
+        Raises:
+            CorruptFileError: a NaN or infinity in it, or a tied head stored with other values.
+        """
+        name = self._family.lm_head
+        if not self._config.tie_word_embeddings:
+            return self._dense(name)
+        if name in self._checkpoint and not self._same(name, self._family.embedding):
+            raise CorruptFileError(
+                f"{self._checkpoint.where(name)} differs from the embedding, although config.json "
+                "ties them; set tie_word_embeddings to false to use it"
+            )
+        return None
+
+    def _linears(self, prefix: str, names: tuple[str, ...]) -> list[Linear]:
+        """Return one fused linear, or one for each name where each has a norm of its own."""
+        if not self._config.quantization.input_norm:
+            return [Linear(self._matrix(prefix, names))]
+        return [
+            Linear(
+                self._matrix(prefix, (name,)),
+                self._norm(prefix + name + self._family.linear_norm),
+                self._config.quantization.input_norm_eps,
+            )
+            for name in names
+        ]
+
+    def _matrix(self, prefix: str, names: tuple[str, ...]) -> TernaryMatrix:
+        rows = sum(self._shapes[name][0] for name in names)
+        matrix = TernaryMatrix(rows, self._shapes[names[0]][1])
+        row = 0
+        for name in names:
+            self._pack(matrix, row, prefix + name)
+            row += self._shapes[name][0]
+        return matrix
+
+    def _pack(self, matrix: TernaryMatrix, row: int, linear: str) -> None:
+        weight = f"{linear}.weight"
+        try:
+            if self._config.quantization.mode == "online":
+                matrix.pack_master(row, self._checkpoint.view(weight))
+            else:
+                stored = self._checkpoint.view(f"{linear}.weight_scale")
+                scale = output_scale(self._config.quantization.linear_class, stored)
+                matrix.pack_hf(row, self._checkpoint.view(weight), scale)
+        except QuantizationError as error:
+            raise QuantizationError(
+                f"{self._checkpoint.where(weight)}: {error}; download the file again"
+            ) from error
+        self._done(weight)
+
+    def _optional_norm(self, prefix: str, name: str | None) -> F32Array | None:
+        return None if name is None else self._norm(prefix + name)
+
+    def _norm(self, name: str) -> F32Array:
+        gain = to_float32(self._finite(name))
+        self._done(name)
+        return gain
+
+    def _dense(self, name: str) -> DenseArray:
+        array = self._finite(name)
+        self._advance(array.nbytes)
+        return array
+
+    def _finite(self, name: str) -> NDArray[Any]:
+        array = self._checkpoint.view(name)
+        index = first_non_finite(array)
+        if index is not None:
+            place = [int(i) for i in np.unravel_index(index, array.shape)]
+            raise CorruptFileError(
+                f"{self._checkpoint.where(name)} holds a NaN or infinity at {place}; download "
+                "the file again"
+            )
+        return array
+
+    def _same(self, first: str, second: str) -> bool:
+        infos = [self._checkpoint.info(name) for name in (first, second)]
+        if infos[0].dtype != infos[1].dtype or infos[0].shape != infos[1].shape:
+            return False
+        one, other = self._checkpoint.view(first), self._checkpoint.view(second)
+        return all(
+            np.array_equal(one[row : row + _COMPARE_ROWS], other[row : row + _COMPARE_ROWS])
+            for row in range(0, one.shape[0], _COMPARE_ROWS)
+        )
+
+    def _done(self, name: str) -> None:
+        self._checkpoint.release(name)
+        self._advance(self._checkpoint.info(name).nbytes)

@@ -1,0 +1,50 @@
+"""Ryzanstein: run ternary (BitNet b1.58) language models on a plain CPU.
+
+Example:
+    >>> from ryzanstein import LLM, SamplingParams, generate
+    >>> print(generate("def fibonacci(n):").text)
+    >>> llm = LLM("microsoft/bitnet-b1.58-2B-4T")
+    >>> llm.generate("Hello", SamplingParams(max_tokens=64, temperature=0.8, seed=1)).text
+"""
+
+from ryzanstein import _core
+from ryzanstein.engine.result import Completion, Piece, Timings, TokenLogprob, Usage
+from ryzanstein.errors import (
+    ContextLengthError,
+    CorruptFileError,
+    DistributionError,
+    ModelLoadError,
+    OutOfMemoryError,
+    QuantizationError,
+    RyzansteinError,
+    UnsupportedFormatError,
+    ValidationError,
+)
+from ryzanstein.llm import LLM, generate
+from ryzanstein.sampling import SamplingParams
+
+__all__ = [
+    "LLM",
+    "Completion",
+    "ContextLengthError",
+    "CorruptFileError",
+    "DistributionError",
+    "ModelLoadError",
+    "OutOfMemoryError",
+    "Piece",
+    "QuantizationError",
+    "RyzansteinError",
+    "SamplingParams",
+    "Timings",
+    "TokenLogprob",
+    "UnsupportedFormatError",
+    "Usage",
+    "ValidationError",
+    "__version__",
+    "generate",
+]
+
+__version__ = str(_core.build_info()["version"])
+
+# A wrong RYZANSTEIN_ISA is reported here, not at the first model.
+_core.resolve_isa()

@@ -1,0 +1,147 @@
+"""The engine's limits, and the checks that every user-supplied value goes through."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal, SupportsIndex, TypeAlias, get_args
+
+from ryzanstein.errors import OutOfMemoryError, ValidationError
+
+__all__ = [
+    "EngineConfig",
+    "KVDtype",
+    "check_integer",
+    "check_kv_dtype",
+    "check_real",
+    "plan_engine",
+]
+
+KVDtype: TypeAlias = Literal["f16", "f32"]
+
+_KV_ITEM_BYTES: dict[KVDtype, int] = {"f16": 2, "f32": 4}
+_MAX_SEQUENCES = 16
+_TOKEN_BUDGET = 512
+# Pages are committed as they are written, so the pool may be as large as what is free now, less
+# room for the workspace, the tokenizer and the page tables.
+_POOL_SHARE_OF_FREE_MEMORY = 0.8
+
+
+def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    """Return `value` if it is an integer in [minimum, maximum].
+
+    Raises:
+        ValidationError: names the field, the value and the range.
+    """
+    in_range = f"an integer >= {minimum}" if maximum is None else f"in {minimum}..{maximum}"
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+        raise ValidationError(f"{name} must be {in_range}, got {value!r}")
+    number = operator.index(value)
+    if number < minimum or (maximum is not None and number > maximum):
+        raise ValidationError(f"{name} must be {in_range}, got {number}")
+    return number
+
+
+def check_real(
+    name: str,
+    value: object,
+    minimum: float,
+    maximum: float = math.inf,
+    *,
+    open_minimum: bool = False,
+) -> float:
+    """Return `value` as a float if it is a finite number in the range.
+
+    Raises:
+        ValidationError: names the field, the value and the range.
+    """
+    upper = f", {maximum:g}]" if math.isfinite(maximum) else ", inf)"
+    in_range = f"a number in {'(' if open_minimum else '['}{minimum:g}{upper}"
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    inside = minimum < number if open_minimum else minimum <= number
+    if not (inside and number <= maximum and math.isfinite(number)):
+        raise ValidationError(f"{name} must be {in_range}, got {value!r}")
+    return number
+
+
+def check_kv_dtype(value: object) -> None:
+    """Raise unless `value` names a KV format.
+
+    Raises:
+        ValidationError: it does not.
+    """
+    if value not in get_args(KVDtype):
+        raise ValidationError(f"kv_dtype must be one of {get_args(KVDtype)}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the scheduler may use.
+
+    Args:
+        context_length: tokens one sequence may hold, prompt included.
+        num_blocks: pages in the pool, shared by all sequences.
+        kv_dtype: how keys and values are stored.
+        max_sequences: sequences that run at the same time; the rest wait.
+        token_budget: tokens in one step; longer prompts are prefilled over several steps.
+    """
+
+    context_length: int
+    num_blocks: int
+    kv_dtype: KVDtype = "f16"
+    max_sequences: int = _MAX_SEQUENCES
+    token_budget: int = _TOKEN_BUDGET
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "num_blocks", "max_sequences", "token_budget"):
+            check_integer(name, getattr(self, name), 1)
+        check_kv_dtype(self.kv_dtype)
+        if self.token_budget < self.max_sequences:
+            raise ValidationError(
+                f"token_budget ({self.token_budget}) must be at least max_sequences "
+                f"({self.max_sequences}), or decoding sequences would starve"
+            )
+
+
+def plan_engine(
+    *,
+    context_length: int | None,
+    trained_length: int,
+    kv_values_per_token: int,
+    block_tokens: int,
+    kv_dtype: KVDtype,
+    free_bytes: int,
+) -> EngineConfig:
+    """Size the context and the page pool for a model on this machine.
+
+    Args:
+        context_length: tokens per sequence; None means the trained length, or what fits.
+        trained_length: positions the model was trained for.
+        kv_values_per_token: key and value numbers per token over all layers.
+        block_tokens: tokens per page.
+        kv_dtype: how keys and values are stored.
+        free_bytes: memory that may still be used.
+
+    Raises:
+        OutOfMemoryError: a sequence of that length does not fit.
+    """
+    block_bytes = kv_values_per_token * _KV_ITEM_BYTES[kv_dtype] * block_tokens
+    affordable_blocks = int(free_bytes * _POOL_SHARE_OF_FREE_MEMORY) // block_bytes
+    wanted = trained_length if context_length is None else context_length
+    blocks_per_sequence = -(-wanted // block_tokens)
+    if affordable_blocks < blocks_per_sequence:
+        if context_length is not None or affordable_blocks == 0:
+            raise OutOfMemoryError(
+                f"a context of {wanted} tokens needs {blocks_per_sequence * block_bytes >> 20} MiB "
+                f"of {kv_dtype} KV cache, but only {free_bytes >> 20} MiB of memory is free; "
+                f"lower context_length (at most {affordable_blocks * block_tokens} fits)"
+            )
+        wanted = affordable_blocks * block_tokens
+        blocks_per_sequence = affordable_blocks
+    return EngineConfig(
+        context_length=wanted,
+        num_blocks=min(affordable_blocks, blocks_per_sequence * _MAX_SEQUENCES),
+        kv_dtype=kv_dtype,
+    )

@@ -1,0 +1,118 @@
+"""The loop body: schedule, run one native step, extend every sequence that has its logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ryzanstein import _core
+from ryzanstein.engine.batch import Chunk, run_step
+from ryzanstein.engine.block_manager import BlockManager
+from ryzanstein.engine.scheduler import Scheduler
+from ryzanstein.errors import ContextLengthError, DistributionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.config import EngineConfig
+    from ryzanstein.engine.sequence import Sequence
+
+__all__ = ["Engine"]
+
+_LOGITS_BYTES_PER_STEP = 64 << 20
+
+
+class Engine:
+    """Sequences, pages and a decoder. One thread at a time.
+
+    Example:
+        >>> engine = Engine(decoder, cache, config)
+        >>> engine.add(sequence)
+        >>> while sequence.finish_reason is None:
+        ...     engine.step()
+    """
+
+    def __init__(
+        self, decoder: _core.Decoder, cache: _core.PagedCache, config: EngineConfig
+    ) -> None:
+        self.config = config
+        self.blocks = BlockManager(cache.num_blocks, _core.PAGE_TOKENS)
+        self.scheduler = Scheduler(self.blocks, config)
+        self._decoder = decoder
+        self._cache = cache
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            ContextLengthError: it could never fit, even alone.
+        """
+        self.scheduler.add(sequence)
+
+    def step(self) -> None:
+        """Advance every running sequence; finished ones leave and free their pages.
+
+        A sequence with no token to draw (NaN logits) ends with `error` set; its neighbours go on.
+        If the step itself fails or is interrupted, every sequence is as it was before.
+        """
+        self.scheduler.retire()
+        if not self.scheduler.has_work:
+            return
+        try:
+            planned = self.scheduler.schedule()
+            logits = run_step(self._decoder, self._cache, [chunk for _, chunk in planned])
+            row = 0
+            for sequence, chunk in planned:
+                if chunk.num_logit_rows:
+                    self._extend(sequence, logits[row])
+                    row += 1
+                sequence.num_computed = chunk.start + len(chunk.token_ids)
+        except BaseException:
+            self.scheduler.rollback()
+            raise
+        self.scheduler.retire()
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget a sequence, finished or not, and free its pages."""
+        self.scheduler.release(sequence)
+
+    def logits(self, token_ids: I32Array) -> Iterator[tuple[int, F32Array]]:
+        """Yield (first position, logits float32 [n, V]) for consecutive chunks of int32 [T] tokens.
+
+        Running sequences may be preempted to make room. The pages are freed when the iterator ends
+        or is closed.
+
+        Raises:
+            ContextLengthError: the tokens do not fit in the context.
+        """
+        if len(token_ids) > self.config.context_length:
+            raise ContextLengthError(
+                f"{len(token_ids)} tokens do not fit in a context of {self.config.context_length}"
+            )
+        self.scheduler.make_room(self.blocks.blocks_for(len(token_ids)))
+        table = self.blocks.allocate()
+        start, n = 0, 1
+        try:
+            while start < len(token_ids):
+                piece = token_ids[start : start + n]
+                reservation = self.blocks.append(table, len(piece))
+                chunk = Chunk(piece, start, reservation.slots, table.block_ids, len(piece))
+                logits = run_step(self._decoder, self._cache, [chunk])
+                yield start, logits
+                start += len(piece)
+                n = self._rows_per_step(logits.shape[1])
+        finally:
+            self.blocks.free(table)
+
+    def _rows_per_step(self, vocab_size: int) -> int:
+        affordable = _LOGITS_BYTES_PER_STEP // (vocab_size * np.dtype(np.float32).itemsize)
+        return max(1, min(self.config.token_budget, affordable))
+
+    @staticmethod
+    def _extend(sequence: Sequence, logits: F32Array) -> None:
+        try:
+            sequence.extend(logits)
+        except DistributionError as error:
+            sequence.error = error

@@ -1,0 +1,359 @@
+"""The front door: load a model, generate, stream, chat, score."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+
+from ryzanstein import _core
+from ryzanstein.chat_template import ChatTemplate
+from ryzanstein.config import check_integer, check_kv_dtype, plan_engine
+from ryzanstein.cpu import check_threads, default_threads, read_host
+from ryzanstein.engine.engine import Engine
+from ryzanstein.engine.request import Request
+from ryzanstein.engine.sequence import Sequence
+from ryzanstein.engine.shared import SharedEngine
+from ryzanstein.errors import (
+    ContextLengthError,
+    CorruptFileError,
+    OutOfMemoryError,
+    ValidationError,
+)
+from ryzanstein.loaders.hub import resolve_model
+from ryzanstein.models import load_model, read_config
+from ryzanstein.sampling import SamplingParams
+from ryzanstein.sampling.params import DEFAULT_MAX_TOKENS
+from ryzanstein.sampling.presets import default_params
+from ryzanstein.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Generator, Mapping
+    from collections.abc import Sequence as ABCSequence
+    from types import TracebackType
+
+    from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.config import KVDtype
+    from ryzanstein.engine.result import Completion, Piece
+
+__all__ = ["LLM", "generate"]
+
+Prompt: TypeAlias = "str | list[int] | I32Array"
+
+
+class LLM:
+    """A loaded model.
+
+    Several threads may use one LLM: their sequences share the steps. A process forked from one that
+    has an LLM must make its own.
+
+    Args:
+        model: a directory in the Hugging Face layout, a hub id, or None for the embedded model.
+        threads: threads to compute with; None takes RYZANSTEIN_THREADS, else one per physical core
+            that the process may use.
+        context_length: tokens of prompt and generation together; None takes what the model was
+            trained for, or what fits in memory if that is less.
+        kv_dtype: how keys and values are stored, "f16" or "f32".
+        isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
+
+    Raises:
+        ModelLoadError: the model is missing, damaged or unsupported.
+        OutOfMemoryError: the weights or the context do not fit in memory.
+        ValidationError: an argument outside its range.
+
+    Example:
+        >>> with LLM() as llm:
+        ...     completion = llm.generate("def fibonacci(n):", SamplingParams(max_tokens=32))
+        >>> completion.usage.completion_tokens <= 32
+        True
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        context_length: int | None = None,
+        kv_dtype: KVDtype = "f16",
+        isa: str | None = None,
+    ) -> None:
+        self.threads = default_threads() if threads is None else check_threads(threads)
+        _core.resolve_isa(isa)
+        check_kv_dtype(kv_dtype)
+        self.directory = resolve_model(model)
+        # Everything that can be wrong cheaply comes before the weights.
+        self.config = read_config(self.directory)
+        if context_length is not None:
+            trained_length = self.config.max_position_embeddings
+            check_integer("context_length", context_length, 1, trained_length)
+        self.tokenizer = Tokenizer.from_directory(self.directory)
+        if self.tokenizer.vocab_size > self.config.vocab_size:
+            raise CorruptFileError(
+                f"{self.directory}: the tokenizer has {self.tokenizer.vocab_size} tokens, but the "
+                f"model only {self.config.vocab_size}; the files belong to different models"
+            )
+        specials = self.tokenizer.special_tokens
+        self._chat_template = ChatTemplate.from_directory(self.directory, specials)
+        self.default_params = default_params(self.directory)
+        decoder = load_model(
+            self.directory, threads=self.threads, isa=isa, progress=sys.stderr.isatty()
+        ).decoder
+        self.isa = decoder.isa
+        self._engine = SharedEngine(self._make_engine(decoder, context_length, kv_dtype))
+
+    def _make_engine(
+        self, decoder: _core.Decoder, context_length: int | None, kv_dtype: KVDtype
+    ) -> Engine:
+        shape = self.config
+        plan = plan_engine(
+            context_length=context_length,
+            trained_length=shape.max_position_embeddings,
+            kv_values_per_token=2 * shape.num_layers * shape.num_kv_heads * shape.head_dim,
+            block_tokens=_core.PAGE_TOKENS,
+            kv_dtype=kv_dtype,
+            free_bytes=read_host().free_bytes,
+        )
+        cache = _core.PagedCache(
+            shape.num_layers, shape.num_kv_heads, shape.head_dim, plan.num_blocks, plan.kv_dtype
+        )
+        return Engine(decoder, cache, plan)
+
+    @property
+    def context_length(self) -> int:
+        """Return the most tokens one sequence may have, prompt and generation together."""
+        return self._engine.context_length
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights, the cache and the threads. Closing twice is fine."""
+        self._engine.close()
+
+    @overload
+    def generate(self, prompts: Prompt, params: SamplingParams | None = None) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompts: list[str] | list[list[int]] | list[I32Array],
+        params: SamplingParams | ABCSequence[SamplingParams] | None = None,
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompts: Prompt | list[str] | list[list[int]] | list[I32Array],
+        params: SamplingParams | ABCSequence[SamplingParams] | None = None,
+    ) -> Completion | list[Completion]:
+        """Generate a completion for one prompt, or completions for a list of them, batched.
+
+        Args:
+            prompts: a text, token ids, or a list of either.
+            params: for all prompts, or a list with one for each; None takes the model's own
+                defaults (`default_params`).
+
+        Raises:
+            ValidationError: an empty prompt, or token ids outside the vocabulary.
+            ContextLengthError: a prompt, with the tokens asked for, exceeds the context.
+            DistributionError: the model yields NaN.
+
+        Example:
+            >>> llm.generate("Hello", SamplingParams(max_tokens=8, temperature=0)).finish_reason
+            'length'
+        """
+        if not _is_batch(prompts):
+            return self._generate([prompts], [self._one_params(params)])[0]
+        batch = list(prompts)
+        if not isinstance(params, list | tuple):
+            params = [self._one_params(params)] * len(batch)
+        if len(params) != len(batch):
+            raise ValidationError(f"{len(batch)} prompts need as many params, got {len(params)}")
+        return self._generate(batch, [self._one_params(item) for item in params])
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> Generator[Piece, None, None]:
+        """Yield pieces of text as they are generated; the last one carries the whole completion.
+
+        Closing the generator ends the generation and frees its memory.
+
+        Raises:
+            As `generate`, before the first piece.
+
+        Example:
+            >>> for piece in llm.stream("Hello"):
+            ...     print(piece.text, end="", flush=True)
+        """
+        return self._stream(self._make_request(prompt, self._one_params(params)))
+
+    def chat(
+        self, messages: ABCSequence[Mapping[str, Any]], params: SamplingParams | None = None
+    ) -> Completion:
+        """Generate the assistant's next message.
+
+        Args:
+            messages: mappings with "role" and "content".
+            params: as for `generate`.
+
+        Raises:
+            ValidationError: the model has no chat template, or it rejects the messages.
+            As `generate` for the rest.
+
+        Example:
+            >>> llm.chat([{"role": "user", "content": "hi"}]).text
+            'Hello!'
+        """
+        return self.generate(self.chat_prompt(messages), params)
+
+    def chat_prompt(self, messages: ABCSequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of a conversation, ready for `generate` or `stream`.
+
+        Raises:
+            ValidationError: the model has no chat template, or it rejects the messages.
+        """
+        if self._chat_template is None:
+            raise ValidationError(
+                f"{self.directory} has no chat template, so it cannot chat; "
+                "use generate, or a model tuned for conversation"
+            )
+        # The template writes the special tokens itself.
+        text = self._chat_template.render(messages)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def logits(self, token_ids: Prompt) -> F32Array:
+        """Return the logits after each token, float32 [T, V].
+
+        Raises:
+            ValidationError: no tokens, or ids outside the vocabulary.
+            ContextLengthError: more tokens than the context holds.
+            OutOfMemoryError: the result does not fit in memory.
+        """
+        ids = self._encode(token_ids)
+        try:
+            result = np.empty((len(ids), self.config.vocab_size), np.float32)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"logits of {len(ids)} tokens need {len(ids) * self.config.vocab_size * 4 >> 20} "
+                "MiB; pass fewer tokens, or use score"
+            ) from error
+        for start, logits in self._engine.logits(ids):
+            result[start : start + len(logits)] = logits
+        return result
+
+    def score(self, text: Prompt) -> F32Array:
+        """Return the log-probability of each token after the first, float32 [T - 1].
+
+        Never holds more than a few rows of logits.
+
+        Raises:
+            ValidationError: fewer than two tokens, or ids outside the vocabulary.
+            ContextLengthError: more tokens than the context holds.
+
+        Example:
+            >>> perplexity = np.exp(-llm.score("def main():").mean())
+        """
+        ids = self._encode(text)
+        if len(ids) < 2:
+            raise ValidationError("score needs at least two tokens: the first has no probability")
+        result = np.empty(len(ids) - 1, np.float32)
+        for start, logits in self._engine.logits(ids[:-1]):
+            end = start + len(logits)
+            result[start:end] = _core.score_rows(logits, ids[start + 1 : end + 1])
+        return result
+
+    def _generate(self, prompts: list[Any], params: list[SamplingParams]) -> list[Completion]:
+        requests = [self._make_request(p, s) for p, s in zip(prompts, params, strict=True)]
+        with closing(self._engine.run(requests)) as pieces:
+            results = {index: piece.completion for index, piece in pieces if piece.completion}
+        return [results[index] for index in range(len(requests))]
+
+    def _stream(self, request: Request) -> Generator[Piece, None, None]:
+        with closing(self._engine.run([request])) as pieces:
+            for _, piece in pieces:
+                yield piece
+
+    def _make_request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        ids = self._encode(prompt)
+        self._check_params(params)
+        room = self.context_length - len(ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, but the context of {self.context_length} must "
+                "also hold what is generated; shorten the prompt or raise context_length"
+            )
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise ContextLengthError(
+                f"{len(ids)} prompt tokens and max_tokens={params.max_tokens} exceed the context "
+                f"of {self.context_length}; ask for at most {room}, or raise context_length"
+            )
+        sequence = Sequence.create(
+            ids,
+            params,
+            max_tokens=params.max_tokens or min(DEFAULT_MAX_TOKENS, room),
+            eos_token_ids=self.tokenizer.eos_token_ids,
+        )
+        return Request(sequence, params, self.tokenizer)
+
+    def _encode(self, prompt: Prompt) -> I32Array:
+        vocab_size = self.config.vocab_size
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) and prompt else prompt
+        if isinstance(ids, np.ndarray):
+            ids = ids.tolist()
+        if not isinstance(ids, str | list | tuple):
+            raise ValidationError(
+                f"a prompt must be a text or a list of token ids, got {type(prompt).__name__}"
+            )
+        if not ids:
+            raise ValidationError(
+                "the prompt is empty; give some text, or a list with the model's bos token"
+            )
+        checked = [check_integer("a prompt's token id", i, 0, vocab_size - 1) for i in ids]
+        return np.array(checked, np.int32)
+
+    def _one_params(self, params: object) -> SamplingParams:
+        if params is None:
+            return self.default_params
+        if not isinstance(params, SamplingParams):
+            raise ValidationError(f"params must be SamplingParams, got {type(params).__name__}")
+        return params
+
+    def _check_params(self, params: SamplingParams) -> None:
+        vocab_size = self.config.vocab_size
+        if params.logprobs is not None:
+            check_integer("logprobs", params.logprobs, 0, vocab_size)
+        for token_id in params.stop_token_ids:
+            check_integer("stop_token_ids", token_id, 0, vocab_size - 1)
+
+
+def _is_batch(prompts: object) -> bool:
+    return isinstance(prompts, list | tuple) and any(
+        isinstance(item, str | list | tuple | np.ndarray) for item in prompts
+    )
+
+
+@functools.cache
+def _embedded() -> LLM:
+    return LLM()
+
+
+def generate(prompt: Prompt, params: SamplingParams | None = None) -> Completion:
+    """Generate with the embedded model, which is loaded once per process.
+
+    Raises:
+        As `LLM.generate`.
+
+    Example:
+        >>> from ryzanstein import generate
+        >>> print(generate("def fibonacci(n):").text)
+    """
+    return _embedded().generate(prompt, params)

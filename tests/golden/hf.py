@@ -1,0 +1,87 @@
+"""Running a checkpoint in transformers, float32, on its quantised path."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+# The quantisers are decorated with torch.compile; eager they are the formulas as written, and
+# need no compiler.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+import numpy as np
+import torch
+import transformers
+from transformers.integrations.bitnet import AutoBitLinear, BitLinear
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from checkpoints import Config
+    from numpy.typing import NDArray
+
+__all__ = ["Reference", "inverse_frequencies", "versions"]
+
+
+def versions() -> str:
+    """Return the versions a golden file was made with."""
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def inverse_frequencies(config: Config) -> NDArray[np.float32]:
+    """Return the rotary frequencies of a Llama configuration."""
+    rotary = LlamaRotaryEmbedding(transformers.LlamaConfig(**config))
+    assert rotary.attention_scaling == 1.0
+    return np.asarray(rotary.inv_freq.numpy(), np.float32)
+
+
+class Reference:
+    """A checkpoint directory as transformers loads it."""
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self._check_quantised(config)
+
+    def run(self, token_ids: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return hidden states [L + 1, T, hidden], as `Decoder.step` does, and logits [T, V]."""
+        hidden: list[torch.Tensor] = []
+        inner = self._model.model
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+            for layer in inner.layers
+        ]
+        hooks.append(inner.norm.register_forward_hook(lambda _m, _a, out: hidden.append(out)))
+        with torch.inference_mode():
+            logits = self._model(torch.from_numpy(token_ids.astype(np.int64))[None]).logits
+        for hook in hooks:
+            hook.remove()
+        return torch.cat(hidden).numpy(), logits[0].numpy()
+
+    def generate(self, prompt: NDArray[Any], count: int) -> NDArray[np.int32]:
+        """Return `count` greedy tokens after the prompt, past any end of sequence."""
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        out = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return np.asarray(out[0, len(prompt) :].numpy(), np.int32)
+
+    def _check_quantised(self, config: Config) -> None:
+        quantization = config["quantization_config"]
+        automatic = quantization.get("linear_class") == "autobitlinear"
+        expected = AutoBitLinear if automatic else BitLinear
+        linears = [m for name, m in self._model.named_modules() if name.endswith("_proj")]
+        assert len(linears) == 7 * config["num_hidden_layers"]
+        for linear in linears:
+            assert type(linear) is expected
+            assert (linear.rms_norm is not None) == bool(quantization.get("use_rms_norm"))
+            if automatic:
+                assert linear.online_quant == (quantization["quantization_mode"] == "online")

@@ -1,0 +1,178 @@
+"""The tiny models that are compared with transformers, one for each thing that can differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from checkpoints import Config
+
+__all__ = ["NEW_TOKENS", "PROMPT_TOKENS", "ROPE_SPECS", "SPECS", "Spec"]
+
+PROMPT_TOKENS = 40  # past the end of a 32-token page
+NEW_TOKENS = 32
+
+_OFFLINE = {
+    "quant_method": "bitnet",
+    "linear_class": "autobitlinear",
+    "quantization_mode": "offline",
+}
+_ONLINE = _OFFLINE | {"quantization_mode": "online"}
+_DIVIDE = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    # Short, so that a tiny head has frequencies in all three bands.
+    "original_max_position_embeddings": 64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One model: its config.json, the dtype of what is not packed, and how many files it fills."""
+
+    name: str
+    config: Config
+    dtype: str = "F32"
+    shards: int = 1
+
+
+def _bitnet(hidden: int, heads: int, kv_heads: int, inner: int, **other: Any) -> Config:
+    return _config("BitNetForCausalLM", "bitnet", "relu2", hidden, heads, kv_heads, inner) | other
+
+
+def _llama(hidden: int, heads: int, kv_heads: int, inner: int, **other: Any) -> Config:
+    return _config("LlamaForCausalLM", "llama", "silu", hidden, heads, kv_heads, inner) | other
+
+
+def _config(
+    architecture: str, model_type: str, act: str, hidden: int, heads: int, kv_heads: int, inner: int
+) -> Config:
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_act": act,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": inner,
+        "num_hidden_layers": 2,
+        "vocab_size": 96,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+    }
+
+
+SPECS = (
+    # The form of microsoft/bitnet-b1.58-2B-4T.
+    Spec(
+        "bitnet_offline",
+        _bitnet(64, 4, 2, 100, rope_theta=500000.0, quantization_config=_OFFLINE),
+    ),
+    # The form of its -bf16 masters and of fine-tunes; transformers 5's spelling of RoPE.
+    Spec(
+        "bitnet_online",
+        _bitnet(
+            48,
+            2,
+            1,
+            100,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            quantization_config=_ONLINE,
+        ),
+        dtype="BF16",
+    ),
+    Spec(
+        "bitnet_untied_linear_rope",
+        _bitnet(
+            60,
+            3,
+            3,
+            84,
+            tie_word_embeddings=False,
+            rope_theta=10000.0,
+            rope_scaling={"rope_type": "linear", "factor": 4.0},
+            quantization_config=_ONLINE,
+        ),
+        dtype="F16",
+    ),
+    Spec(
+        "bitnet_input_norm",
+        _bitnet(
+            80,
+            4,
+            1,
+            108,
+            num_hidden_layers=3,
+            rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+            quantization_config=_OFFLINE | {"use_rms_norm": True, "rms_norm_eps": 1e-4},
+        ),
+    ),
+    # The form of HF1BitLLM/Llama3-8B-1.58 and Falcon3: no linear_class, divide by the scale.
+    Spec(
+        "llama_divide",
+        _llama(
+            96,
+            4,
+            1,
+            160,
+            tie_word_embeddings=False,
+            rope_parameters=_LLAMA3 | {"rope_theta": 500000.0},
+            quantization_config=_DIVIDE,
+        ),
+    ),
+    # Heads that do not make up the hidden size, and a norm inside each linear.
+    Spec(
+        "llama_divide_input_norm",
+        _llama(
+            72,
+            6,
+            3,
+            92,
+            head_dim=20,
+            rope_theta=10000.0,
+            quantization_config=_DIVIDE | {"linear_class": "bitlinear", "use_rms_norm": True},
+        ),
+    ),
+    Spec(
+        "llama_online_sharded",
+        _llama(
+            48,
+            4,
+            4,
+            68,
+            num_hidden_layers=3,
+            tie_word_embeddings=False,
+            head_dim=16,
+            rope_theta=10000.0,
+            rope_scaling=_LLAMA3,
+            quantization_config=_ONLINE,
+        ),
+        dtype="BF16",
+        shards=2,
+    ),
+)
+
+_HEADS = {"hidden_size": 1024, "num_attention_heads": 8, "max_position_embeddings": 131072}
+_LLAMA31 = _LLAMA3 | {"original_max_position_embeddings": 8192}
+
+# Rotary configurations of real models, head dim 128 unless said, in both spellings.
+ROPE_SPECS: dict[str, Config] = {
+    "default": _HEADS | {"rope_theta": 500000.0},
+    "default_new_spelling": _HEADS
+    | {"head_dim": 80, "rope_parameters": {"rope_type": "default", "rope_theta": 1000042.0}},
+    "linear": _HEADS
+    | {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+    "linear_type_key": _HEADS
+    | {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama3": _HEADS | {"rope_theta": 500000.0, "rope_scaling": _LLAMA31},
+    "llama3_new_spelling": _HEADS
+    | {"head_dim": 64, "rope_parameters": _LLAMA31 | {"factor": 32.0, "rope_theta": 500000.0}},
+}

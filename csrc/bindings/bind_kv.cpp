@@ -1,0 +1,45 @@
+#include <string>
+
+#include "bindings/bindings.h"
+#include "bindings/numpy_view.h"
+#include "kv/paged_cache.h"
+
+namespace py = pybind11;
+
+namespace ryz {
+namespace {
+
+DType kv_dtype(const std::string& name) {
+  if (name == "f16") return DType::kF16;
+  if (name == "f32") return DType::kF32;
+  throw ValidationError("[paged_cache] dtype '" + name + "' is not one of: f16, f32");
+}
+
+py::tuple read(const PagedCache& cache, std::size_t layer, std::size_t block) {
+  const py::ssize_t shape[3] = {static_cast<py::ssize_t>(kPageTokens),
+                                static_cast<py::ssize_t>(cache.kv_heads()),
+                                static_cast<py::ssize_t>(cache.head_dim())};
+  Array<float> keys(shape);
+  Array<float> values(shape);
+  cache.read(layer, block, keys.mutable_data(), values.mutable_data());
+  return py::make_tuple(keys, values);
+}
+
+}  // namespace
+
+void bind_kv(py::module_& m) {
+  m.attr("PAGE_TOKENS") = kPageTokens;
+  py::class_<PagedCache>(m, "PagedCache")
+      .def(py::init([](std::size_t layers, std::size_t kv_heads, std::size_t head_dim,
+                       std::size_t blocks, const std::string& dtype) {
+             return PagedCache(layers, kv_heads, head_dim, blocks, kv_dtype(dtype));
+           }),
+           py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"),
+           py::arg("num_blocks"), py::arg("dtype"))
+      .def_property_readonly("num_blocks", &PagedCache::blocks)
+      .def_property_readonly("nbytes", &PagedCache::bytes)
+      .def("copy_block", &PagedCache::copy_block, py::arg("source"), py::arg("target"))
+      .def("read", &read, py::arg("layer"), py::arg("block"));
+}
+
+}  // namespace ryz

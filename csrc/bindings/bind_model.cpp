@@ -1,0 +1,142 @@
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "bindings/bindings.h"
+#include "bindings/numpy_view.h"
+#include "model/decoder.h"
+
+namespace py = pybind11;
+
+namespace ryz {
+namespace {
+
+using OptionalNorm = std::optional<Array<float>>;
+
+std::vector<float> optional_norm(const OptionalNorm& norm, const char* name) {
+  return norm ? to_vector(*norm, name) : std::vector<float>{};
+}
+
+Activation activation(const std::string& name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "relu2") return Activation::kRelu2;
+  throw ValidationError("[decoder] activation '" + name + "' is not one of: silu, relu2");
+}
+
+Linear make_linear(const std::shared_ptr<TernaryMatrix>& matrix, const OptionalNorm& norm,
+                   float norm_eps) {
+  return {matrix, optional_norm(norm, "norm"), norm_eps};
+}
+
+LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn_in, Linear o_proj,
+                        const Array<float>& post_attention_norm, std::vector<Linear> mlp_in,
+                        Linear down_proj, const OptionalNorm& attn_sub_norm,
+                        const OptionalNorm& ffn_sub_norm) {
+  return {to_vector(input_norm, "input_norm"),
+          std::move(attn_in),
+          optional_norm(attn_sub_norm, "attn_sub_norm"),
+          std::move(o_proj),
+          to_vector(post_attention_norm, "post_attention_norm"),
+          std::move(mlp_in),
+          optional_norm(ffn_sub_norm, "ffn_sub_norm"),
+          std::move(down_proj)};
+}
+
+DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::size_t num_kv_heads,
+                          std::size_t head_dim, std::size_t intermediate_size,
+                          std::size_t vocab_size, float rms_norm_eps, const std::string& act,
+                          const Array<double>& inv_freq, double rope_attention_factor) {
+  return {hidden_size, num_heads,  num_kv_heads, head_dim,
+          intermediate_size, vocab_size, rms_norm_eps, activation(act),
+          to_vector(inv_freq, "inv_freq"), rope_attention_factor};
+}
+
+std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config,
+                                      std::vector<LayerWeights> layers,
+                                      const py::array& embedding, const Array<float>& final_norm,
+                                      const std::optional<py::array>& lm_head, int threads,
+                                      const std::optional<std::string>& isa) {
+  const DenseMatrix table = dense_view(embedding, "embedding");
+  const DenseMatrix head = lm_head ? dense_view(*lm_head, "lm_head") : table;
+  return std::make_unique<Decoder>(config, std::move(layers), table,
+                                   to_vector(final_norm, "final_norm"), head, threads,
+                                   resolve_isa(isa.value_or("")));
+}
+
+float* hidden_view(const std::optional<Array<float>>& hidden, const Decoder& decoder,
+                   std::size_t tokens) {
+  if (!hidden) return nullptr;
+  expect_ndim(*hidden, 3, "hidden_states");
+  if (dim(*hidden, 0) != decoder.num_layers() + 1 || dim(*hidden, 1) != tokens ||
+      dim(*hidden, 2) != decoder.config().hidden_size) {
+    throw ValidationError("[step] hidden_states has shape " + shape_text(*hidden) +
+                          ", expected [layers + 1, tokens, hidden]");
+  }
+  Array<float> writable = *hidden;
+  return writable.mutable_data();
+}
+
+Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
+                  const Array<std::int32_t>& positions, const Array<std::int32_t>& seq_starts,
+                  const Array<std::int32_t>& slots, const Array<std::int32_t>& block_tables,
+                  const Array<std::int32_t>& logit_rows, PagedCache& cache,
+                  const std::optional<Array<float>>& hidden_states) {
+  expect_ndim(block_tables, 2, "block_tables");
+  const StepBatch batch{
+      view(token_ids, "token_ids"),
+      view(positions, "positions"),
+      view(seq_starts, "seq_starts"),
+      view(slots, "slots"),
+      {block_tables.data(), static_cast<std::size_t>(block_tables.size())},
+      dim(block_tables, 1),
+      view(logit_rows, "logit_rows")};
+  float* hidden = hidden_view(hidden_states, decoder, batch.tokens());
+  Array<float> logits({batch.logit_rows.size(), decoder.config().vocab_size});
+  float* out = logits.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    decoder.step(batch, cache, out, hidden);
+  }
+  return logits;
+}
+
+void bind_weights(py::module_& m) {
+  py::class_<Linear>(m, "Linear")
+      .def(py::init(&make_linear), py::arg("matrix"), py::arg("norm").noconvert() = py::none(),
+           py::arg("norm_eps") = 1e-6f);
+  py::class_<LayerWeights>(m, "LayerWeights")
+      .def(py::init(&make_layer), py::kw_only(), py::arg("input_norm").noconvert(),
+           py::arg("attn_in"), py::arg("o_proj"), py::arg("post_attention_norm").noconvert(),
+           py::arg("mlp_in"), py::arg("down_proj"),
+           py::arg("attn_sub_norm").noconvert() = py::none(),
+           py::arg("ffn_sub_norm").noconvert() = py::none());
+  py::class_<DecoderConfig>(m, "DecoderConfig")
+      .def(py::init(&make_config), py::kw_only(), py::arg("hidden_size"), py::arg("num_heads"),
+           py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("intermediate_size"),
+           py::arg("vocab_size"), py::arg("rms_norm_eps"), py::arg("activation"),
+           py::arg("inv_freq").noconvert(), py::arg("rope_attention_factor") = 1.0);
+}
+
+}  // namespace
+
+void bind_model(py::module_& m) {
+  bind_weights(m);
+  // The decoder reads embedding and head in place: keep_alive ties them to it.
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init(&make_decoder), py::arg("config"), py::arg("layers"), py::arg("embedding"),
+           py::arg("final_norm").noconvert(), py::arg("lm_head") = py::none(), py::kw_only(),
+           py::arg("threads") = 1, py::arg("isa") = py::none(), py::keep_alive<1, 4>(),
+           py::keep_alive<1, 6>())
+      .def_property_readonly("isa", [](const Decoder& d) { return isa_name(d.isa()); })
+      .def_property_readonly("threads", &Decoder::threads)
+      .def("kernels", &Decoder::kernels)
+      .def("step", &step, py::arg("token_ids").noconvert(), py::arg("positions").noconvert(),
+           py::arg("seq_starts").noconvert(), py::arg("slots").noconvert(),
+           py::arg("block_tables").noconvert(), py::arg("logit_rows").noconvert(),
+           py::arg("cache"), py::arg("hidden_states").noconvert() = py::none());
+}
+
+}  // namespace ryz

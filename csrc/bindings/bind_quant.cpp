@@ -1,0 +1,79 @@
+#include <memory>
+
+#include "bindings/bindings.h"
+#include "bindings/numpy_view.h"
+#include "quant/ternary_matrix.h"
+
+namespace py = pybind11;
+
+namespace ryz {
+namespace {
+
+void expect_columns(const TernaryMatrix& matrix, const py::array& array, const char* name) {
+  expect_ndim(array, 2, name);
+  if (dim(array, 1) != matrix.in_features()) {
+    throw ValidationError(std::string("[array] ") + name + " has shape " + shape_text(array) +
+                          ", expected " + std::to_string(matrix.in_features()) + " columns");
+  }
+}
+
+void pack_hf(TernaryMatrix& matrix, std::size_t row_begin, const Array<std::uint8_t>& packed,
+             float scale) {
+  expect_columns(matrix, packed, "packed");
+  const std::uint8_t* data = packed.data();
+  const std::size_t quarter = dim(packed, 0);
+  const py::gil_scoped_release release;
+  matrix.pack_hf(row_begin, data, quarter, scale);
+}
+
+void pack_codes(TernaryMatrix& matrix, std::size_t row_begin, const Array<std::int8_t>& codes,
+                const Array<float>& row_scales) {
+  expect_columns(matrix, codes, "codes");
+  const auto scales = view(row_scales, "row_scales");
+  if (scales.size() != dim(codes, 0)) {
+    throw ValidationError("[pack_codes] codes and row_scales differ in their number of rows");
+  }
+  const std::int8_t* data = codes.data();
+  const py::gil_scoped_release release;
+  matrix.pack_codes(row_begin, data, scales);
+}
+
+float pack_master(TernaryMatrix& matrix, std::size_t row_begin, const py::array& weights) {
+  const DenseMatrix dense = dense_view(weights, "weights");
+  expect_columns(matrix, weights, "weights");
+  const py::gil_scoped_release release;
+  return matrix.pack_master(row_begin, dense.data, dense.dtype, dense.rows);
+}
+
+Array<std::int8_t> codes(const TernaryMatrix& matrix) {
+  Array<std::int8_t> out({matrix.out_features(), matrix.in_features()});
+  for (std::size_t row = 0; row < matrix.out_features(); ++row) {
+    matrix.unpack_row(row, out.mutable_data() + row * matrix.in_features());
+  }
+  return out;
+}
+
+Array<float> row_scales(const TernaryMatrix& matrix) {
+  Array<float> out(static_cast<py::ssize_t>(matrix.out_features()));
+  std::copy_n(matrix.row_scale(), matrix.out_features(), out.mutable_data());
+  return out;
+}
+
+}  // namespace
+
+void bind_quant(py::module_& m) {
+  py::class_<TernaryMatrix, std::shared_ptr<TernaryMatrix>>(m, "TernaryMatrix")
+      .def(py::init<std::size_t, std::size_t>(), py::arg("out_features"), py::arg("in_features"))
+      .def_property_readonly("out_features", &TernaryMatrix::out_features)
+      .def_property_readonly("in_features", &TernaryMatrix::in_features)
+      .def_property_readonly("nbytes", &TernaryMatrix::bytes)
+      .def("pack_hf", &pack_hf, py::arg("row_begin"), py::arg("packed").noconvert(),
+           py::arg("scale"))
+      .def("pack_codes", &pack_codes, py::arg("row_begin"), py::arg("codes").noconvert(),
+           py::arg("row_scales").noconvert())
+      .def("pack_master", &pack_master, py::arg("row_begin"), py::arg("weights").noconvert())
+      .def("codes", &codes)
+      .def("row_scales", &row_scales);
+}
+
+}  // namespace ryz

@@ -1,0 +1,75 @@
+// Checked views of numpy arrays. Arguments are bound with noconvert(), so a wrong dtype or a strided
+// array is refused by pybind11 instead of being copied behind the caller's back.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/error.h"
+#include "model/weights.h"
+
+namespace ryz {
+
+template <typename T>
+using Array = pybind11::array_t<T, pybind11::array::c_style>;
+
+inline std::string shape_text(const pybind11::array& array) {
+  std::string text = "[";
+  for (pybind11::ssize_t i = 0; i < array.ndim(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
+  }
+  return text + "]";
+}
+
+inline void expect_ndim(const pybind11::array& array, int ndim, const char* name) {
+  if (array.ndim() != ndim) {
+    throw ValidationError(std::string("[array] ") + name + " has shape " + shape_text(array) +
+                          ", expected " + std::to_string(ndim) + " dimensions");
+  }
+}
+
+// A 1-d array as a span.
+template <typename T>
+std::span<const T> view(const Array<T>& array, const char* name) {
+  expect_ndim(array, 1, name);
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+inline std::size_t dim(const pybind11::array& array, int axis) {
+  return static_cast<std::size_t>(array.shape(axis));
+}
+
+template <typename T>
+std::vector<T> to_vector(const Array<T>& array, const char* name) {
+  const auto values = view(array, name);
+  return {values.begin(), values.end()};
+}
+
+// A 2-d float32, float16 or bfloat16 (uint16 bit patterns) array, not copied.
+inline DenseMatrix dense_view(const pybind11::array& array, const char* name) {
+  expect_ndim(array, 2, name);
+  if ((array.flags() & pybind11::array::c_style) == 0) {
+    throw ValidationError(std::string("[array] ") + name + " must be C-contiguous");
+  }
+  const pybind11::dtype dtype = array.dtype();
+  DType type;
+  if (dtype.kind() == 'f' && dtype.itemsize() == 4) {
+    type = DType::kF32;
+  } else if (dtype.kind() == 'f' && dtype.itemsize() == 2) {
+    type = DType::kF16;
+  } else if (dtype.kind() == 'u' && dtype.itemsize() == 2) {
+    type = DType::kBF16;
+  } else {
+    throw ValidationError(std::string("[array] ") + name + " has dtype " +
+                          pybind11::str(static_cast<pybind11::object>(dtype)).cast<std::string>() +
+                          ", expected float32, float16 or uint16 (bfloat16 bits)");
+  }
+  return {array.data(), type, dim(array, 0), dim(array, 1)};
+}
+
+}  // namespace ryz

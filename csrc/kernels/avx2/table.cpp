@@ -1,0 +1,17 @@
+#include "kernels/avx2/simd.h"
+// The vector type comes first: the shared bodies are written against it.
+#include "kernels/vector/ops.h"
+
+namespace ryz::avx2 {
+
+void ternary_linear(const TernaryLinearArgs& a) noexcept;
+
+extern const KernelTable kTable;
+const KernelTable kTable = {
+    "vpmaddubsw",
+#define RYZ_TABLE_ENTRY(name, Args) &name,
+    RYZ_OPS(RYZ_TABLE_ENTRY)
+#undef RYZ_TABLE_ENTRY
+};
+
+}  // namespace ryz::avx2

@@ -1,0 +1,85 @@
+// The AVX-512 tier's vector: 16 floats.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ryz::RYZ_TIER {
+namespace {
+
+using Vec = __m512;
+using VecI = __m512i;
+constexpr std::size_t kLanes = 16;
+constexpr std::size_t kHeadTile = 4;  // query heads whose scores are kept in registers at once
+constexpr std::size_t kRowTile = 8;   // weight rows of the dense linear at once
+
+inline __mmask16 first(std::size_t n) {
+  return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1);
+}
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+inline Vec load_first(const float* p, std::size_t n) {
+  return _mm512_maskz_loadu_ps(first(n), p);
+}
+inline void store_first(float* p, Vec v, std::size_t n) {
+  _mm512_mask_storeu_ps(p, first(n), v);
+}
+inline Vec load_f16(const std::uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Vec load_bf16(const std::uint16_t* p) {
+  const __m512i wide =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline void store_f16(std::uint16_t* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+inline Vec sqrt(Vec v) { return _mm512_sqrt_ps(v); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec round_even(Vec v) {
+  return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
+inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
+
+inline VecI zero_i() { return _mm512_setzero_si512(); }
+inline VecI to_int(Vec v) { return _mm512_cvtps_epi32(v); }
+inline VecI abs_bits(Vec v) {
+  return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+}
+inline VecI add_i(VecI a, VecI b) { return _mm512_add_epi32(a, b); }
+inline VecI max_i(VecI a, VecI b) { return _mm512_max_epi32(a, b); }
+inline std::int32_t reduce_add_i(VecI v) { return _mm512_reduce_add_epi32(v); }
+inline std::int32_t reduce_max_i(VecI v) { return _mm512_reduce_max_epi32(v); }
+inline VecI clamp_i8(VecI v) {
+  return _mm512_min_epi32(_mm512_max_epi32(v, _mm512_set1_epi32(-128)), _mm512_set1_epi32(127));
+}
+inline void store_i8(std::int8_t* p, VecI v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
+}
+// 2^n for integral n in [-126, 127].
+inline Vec exp2_int(Vec n) {
+  const VecI biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+// v where lane index < n, else `other`.
+inline Vec select_first(Vec v, std::size_t n, Vec other) {
+  return _mm512_mask_blend_ps(first(n), other, v);
+}
+
+}  // namespace
+}  // namespace ryz::RYZ_TIER

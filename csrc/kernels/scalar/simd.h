@@ -1,0 +1,73 @@
+// The scalar tier's vector: one lane. With it the bodies in kernels/vector/ read as plain loops,
+// and these loops are the meaning of each op.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "base/dtype.h"
+
+namespace ryz::RYZ_TIER {
+namespace {
+
+using Vec = float;
+using VecI = std::int32_t;
+constexpr std::size_t kLanes = 1;
+constexpr std::size_t kHeadTile = 1;  // query heads whose scores are kept in registers at once
+constexpr std::size_t kRowTile = 4;   // weight rows of the dense linear at once
+
+inline Vec load(const float* p) { return *p; }
+inline void store(float* p, Vec v) { *p = v; }
+inline Vec load_first(const float* p, std::size_t n) { return n == 0 ? 0.0f : *p; }
+inline void store_first(float* p, Vec v, std::size_t n) {
+  if (n != 0) *p = v;
+}
+inline Vec load_f16(const std::uint16_t* p) { return f16_to_f32(*p); }
+inline Vec load_bf16(const std::uint16_t* p) { return bf16_to_f32(*p); }
+inline void store_f16(std::uint16_t* p, Vec v) { *p = f32_to_f16(v); }
+
+inline Vec zero() { return 0.0f; }
+inline Vec broadcast(float x) { return x; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
+inline Vec div(Vec a, Vec b) { return a / b; }
+inline Vec sqrt(Vec v) { return std::sqrt(v); }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec round_even(Vec v) { return std::nearbyintf(v); }
+inline float reduce_add(Vec v) { return v; }
+inline float reduce_max(Vec v) { return v; }
+
+inline VecI zero_i() { return 0; }
+inline VecI to_int(Vec v) {
+  // As CVTPS2DQ: out of range and NaN give INT32_MIN, where a C++ cast would be undefined.
+  if (!(v >= -2147483648.0f && v < 2147483648.0f)) return INT32_MIN;
+  return static_cast<std::int32_t>(std::nearbyintf(v));
+}
+inline VecI abs_bits(Vec v) {
+  VecI bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits & 0x7fffffff;
+}
+inline VecI add_i(VecI a, VecI b) { return a + b; }
+inline VecI max_i(VecI a, VecI b) { return a > b ? a : b; }
+inline std::int32_t reduce_add_i(VecI v) { return v; }
+inline std::int32_t reduce_max_i(VecI v) { return v; }
+inline void store_i8(std::int8_t* p, VecI v) { *p = static_cast<std::int8_t>(v); }
+inline VecI clamp_i8(VecI v) { return v < -128 ? -128 : v > 127 ? 127 : v; }
+// 2^n for integral n in [-126, 127].
+inline Vec exp2_int(Vec n) {
+  const VecI bits = (static_cast<VecI>(n) + 127) << 23;
+  Vec v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+// v where lane index < n, else `other`.
+inline Vec select_first(Vec v, std::size_t n, Vec other) { return n == 0 ? other : v; }
+
+}  // namespace
+}  // namespace ryz::RYZ_TIER

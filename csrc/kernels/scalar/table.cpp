@@ -1,0 +1,17 @@
+#include "kernels/scalar/simd.h"
+// The vector type comes first: the shared bodies are written against it.
+#include "kernels/vector/ops.h"
+
+namespace ryz::scalar {
+
+void ternary_linear(const TernaryLinearArgs& a) noexcept;
+
+extern const KernelTable kTable;
+const KernelTable kTable = {
+    "scalar",
+#define RYZ_TABLE_ENTRY(name, Args) &name,
+    RYZ_OPS(RYZ_TABLE_ENTRY)
+#undef RYZ_TABLE_ENTRY
+};
+
+}  // namespace ryz::scalar

@@ -1,0 +1,30 @@
+// exp for softmax and SiLU. The same formula in every tier; tiers differ only where fma does.
+#pragma once
+
+namespace ryz::RYZ_TIER {
+namespace {
+
+// exp(x) for x clamped to [-87, 88]; NaN stays NaN. Relative error below 2e-7.
+inline Vec exp(Vec x) {
+  // x is the second operand: MAXPS and MINPS return it when it is NaN.
+  x = min(broadcast(88.0f), max(broadcast(-87.0f), x));
+  const Vec n = round_even(mul(x, broadcast(1.44269504f)));
+  // x - n * ln 2, with ln 2 split so that n * high is exact.
+  Vec r = fma(n, broadcast(-0.693359375f), x);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  // Taylor series; |r| <= ln(2)/2, so the dropped r^8/8! is below 6e-9.
+  Vec p = broadcast(1.0f / 5040);
+  p = fma(p, r, broadcast(1.0f / 720));
+  p = fma(p, r, broadcast(1.0f / 120));
+  p = fma(p, r, broadcast(1.0f / 24));
+  p = fma(p, r, broadcast(1.0f / 6));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  return mul(p, exp2_int(n));
+}
+
+inline float exp_one(float x) { return reduce_max(exp(broadcast(x))); }
+
+}  // namespace
+}  // namespace ryz::RYZ_TIER

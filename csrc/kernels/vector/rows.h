@@ -1,0 +1,113 @@
+// Ops on single rows: rms_norm, quantize, rope, gate, embed.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/ops.h"
+#include "kernels/vector/formats.h"
+#include "kernels/vector/math.h"
+
+namespace ryz::RYZ_TIER {
+namespace {
+
+// Sum of squares in four independent vectors, so that adds overlap; their order is fixed.
+inline float sum_of_squares(const float* x, std::size_t k) {
+  Vec sums[4] = {zero(), zero(), zero(), zero()};
+  std::size_t i = 0;
+  for (; i + 4 * kLanes <= k; i += 4 * kLanes) {
+    for (std::size_t j = 0; j < 4; ++j) {
+      const Vec v = load(x + i + j * kLanes);
+      sums[j] = fma(v, v, sums[j]);
+    }
+  }
+  for (; i < k; i += kLanes) {
+    const Vec v = load_first(x + i, k - i);
+    sums[0] = fma(v, v, sums[0]);
+  }
+  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+inline void rms_norm(const RmsNormArgs& a) noexcept {
+  const float mean = sum_of_squares(a.x, a.k) / static_cast<float>(a.k);
+  const Vec inverse = div(broadcast(1.0f), sqrt(broadcast(mean + a.eps)));
+  for_lanes(a.k, [&](std::size_t i, std::size_t n) {
+    const Vec scaled = mul(load_first(a.x + i, n), inverse);
+    store_first(a.out + i, mul(scaled, load_first(a.gain + i, n)), n);
+  });
+}
+
+inline void quantize(const QuantizeArgs& a) noexcept {
+  // Bits of non-negative floats order as integers, with NaN above infinity: no NaN gets lost.
+  VecI top = zero_i();
+  for_lanes(a.k, [&](std::size_t i, std::size_t n) {
+    top = max_i(top, abs_bits(load_first(a.x + i, n)));
+  });
+  const std::int32_t top_bits = reduce_max_i(top);
+  float absmax;
+  std::memcpy(&absmax, &top_bits, sizeof absmax);
+  absmax = absmax < 1e-5f ? 1e-5f : absmax;
+
+  const Vec scale = broadcast(127.0f / absmax);
+  VecI sum = zero_i();
+  for (std::size_t i = 0; i < a.k_padded; i += kLanes) {
+    const std::size_t n = i < a.k ? a.k - i : 0;
+    const VecI q = clamp_i8(to_int(mul(load_first(a.x + i, n), scale)));
+    sum = add_i(sum, q);
+    store_i8(a.q + i, q);
+  }
+  *a.scale = absmax / 127.0f;
+  *a.sum = reduce_add_i(sum);
+}
+
+inline void rope(const RopeArgs& a) noexcept {
+  const std::size_t half = a.head_dim / 2;
+  for (std::size_t h = 0; h < a.heads; ++h) {
+    float* low = a.x + h * a.head_dim;
+    float* high = low + half;
+    for_lanes(half, [&](std::size_t i, std::size_t n) {
+      const Vec x = load_first(low + i, n);
+      const Vec y = load_first(high + i, n);
+      const Vec c = load_first(a.cos + i, n);
+      const Vec s = load_first(a.sin + i, n);
+      store_first(low + i, sub(mul(x, c), mul(y, s)), n);
+      store_first(high + i, add(mul(y, c), mul(x, s)), n);
+    });
+  }
+}
+
+inline void gate(const GateArgs& a) noexcept {
+  for_lanes(a.n, [&](std::size_t i, std::size_t n) {
+    const Vec g = load_first(a.gate + i, n);
+    Vec f;
+    if (a.activation == Activation::kSilu) {
+      f = div(g, add(broadcast(1.0f), exp(sub(zero(), g))));
+    } else {
+      const Vec positive = max(zero(), g);  // g second: NaN passes
+      f = mul(positive, positive);
+    }
+    store_first(a.out + i, mul(f, load_first(a.up + i, n)), n);
+  });
+}
+
+template <typename Format>
+inline void embed_row(const EmbedArgs& a) {
+  const auto* row = static_cast<const typename Format::Element*>(a.weights) + a.row * a.k;
+  for_lanes(a.k, [&](std::size_t i, std::size_t n) {
+    const Vec v = n == kLanes ? Format::load(row + i) : load_format_first<Format>(row + i, n);
+    store_first(a.out + i, v, n);
+  });
+}
+
+inline void embed(const EmbedArgs& a) noexcept {
+  switch (a.dtype) {
+    case DType::kF32:
+      return embed_row<F32>(a);
+    case DType::kF16:
+      return embed_row<F16>(a);
+    case DType::kBF16:
+      return embed_row<BF16>(a);
+  }
+}
+
+}  // namespace
+}  // namespace ryz::RYZ_TIER

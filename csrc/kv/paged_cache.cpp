@@ -1,0 +1,67 @@
+#include "kv/paged_cache.h"
+
+#include <cstring>
+#include <string>
+
+#include "base/error.h"
+
+namespace ryz {
+namespace {
+
+float load_element(const std::byte* page, std::size_t i, DType dtype) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, page + i * sizeof value, sizeof value);
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, page + i * sizeof bits, sizeof bits);
+  return f16_to_f32(bits);
+}
+
+}  // namespace
+
+PagedCache::PagedCache(std::size_t layers, std::size_t kv_heads, std::size_t head_dim,
+                       std::size_t blocks, DType dtype)
+    : kv_heads_(kv_heads), head_dim_(head_dim), blocks_(blocks), dtype_(dtype) {
+  if (layers == 0 || kv_heads == 0 || head_dim == 0 || blocks == 0 || blocks > INT32_MAX) {
+    throw ValidationError("[paged_cache] layers, kv heads, head dim and blocks must be positive");
+  }
+  if (dtype == DType::kBF16) throw ValidationError("[paged_cache] dtype must be f16 or f32");
+  slabs_.reserve(layers);
+  for (std::size_t i = 0; i < layers; ++i) slabs_.emplace_back(blocks * block_bytes(), "KV pages");
+}
+
+void PagedCache::check_block(const char* op, std::size_t block) const {
+  if (block >= blocks_) {
+    throw ValidationError(std::string("[") + op + "] block " + std::to_string(block) +
+                          " is outside a cache of " + std::to_string(blocks_) + " blocks");
+  }
+}
+
+void PagedCache::copy_block(std::size_t source, std::size_t target) {
+  check_block("copy_block", source);
+  check_block("copy_block", target);
+  if (source == target) return;
+  for (std::size_t layer = 0; layer < layers(); ++layer) {
+    std::memcpy(page(layer, target, 0), page(layer, source, 0), block_bytes());
+  }
+}
+
+void PagedCache::read(std::size_t layer, std::size_t block, float* keys, float* values) const {
+  check_block("read", block);
+  if (layer >= layers()) throw ValidationError("[read] layer is out of range");
+  const std::size_t padded = padded_head_dim(head_dim_);
+  for (std::size_t g = 0; g < kv_heads_; ++g) {
+    const std::byte* source = page(layer, block, g);
+    for (std::size_t t = 0; t < kPageTokens; ++t) {
+      for (std::size_t d = 0; d < head_dim_; ++d) {
+        const std::size_t out = (t * kv_heads_ + g) * head_dim_ + d;
+        keys[out] = load_element(source, d * kPageTokens + t, dtype_);
+        values[out] = load_element(source, head_dim_ * kPageTokens + t * padded + d, dtype_);
+      }
+    }
+  }
+}
+
+}  // namespace ryz

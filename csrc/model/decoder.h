@@ -1,0 +1,69 @@
+// The transformer. One call, one thread-pool region: prefill, decode, chunked prefill and batches
+// are all the same step with different T, S and R.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cpu/features.h"
+#include "cpu/thread_pool.h"
+#include "kernels/dispatch.h"
+#include "kv/paged_cache.h"
+#include "model/weights.h"
+#include "model/workspace.h"
+
+namespace ryz {
+
+// T tokens of S sequences; R of the tokens want logits.
+struct StepBatch {
+  std::span<const std::int32_t> token_ids;     // [T]
+  std::span<const std::int32_t> positions;     // [T]
+  std::span<const std::int32_t> seq_starts;    // [S + 1]
+  std::span<const std::int32_t> slots;         // [T]
+  std::span<const std::int32_t> block_tables;  // [S, max_blocks]
+  std::size_t max_blocks;
+  std::span<const std::int32_t> logit_rows;    // [R]
+
+  std::size_t tokens() const { return token_ids.size(); }
+  std::size_t sequences() const { return seq_starts.size() - 1; }
+};
+
+class Decoder {
+ public:
+  // Throws ValidationError when shapes contradict the configuration.
+  Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
+          std::vector<float> final_norm, DenseMatrix lm_head, int threads, Isa isa);
+
+  const DecoderConfig& config() const { return config_; }
+  std::size_t num_layers() const { return layers_.size(); }
+  Isa isa() const { return isa_; }
+  int threads() const { return pool_.threads(); }
+  std::map<std::string, std::string> kernels() const;
+
+  // Fills logits [R, V] and, unless null, hidden_states [L + 1, T, hidden]. One caller at a time:
+  // others wait. Throws ValidationError, OutOfMemoryError.
+  void step(const StepBatch& batch, PagedCache& cache, float* logits, float* hidden_states);
+
+ private:
+  struct Run;  // one step in flight
+
+  void reserve(const StepBatch& batch);
+
+  DecoderConfig config_;
+  std::vector<LayerWeights> layers_;
+  DenseMatrix embedding_;
+  std::vector<float> final_norm_;
+  DenseMatrix lm_head_;
+  Isa isa_;
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  Workspace workspace_;
+  std::mutex mutex_;
+};
+
+}  // namespace ryz

@@ -1,0 +1,145 @@
+#include "model/validate.h"
+
+#include <string>
+
+#include "base/error.h"
+
+namespace ryz {
+namespace {
+
+[[noreturn]] void fail(const std::string& message) { throw ValidationError(message); }
+
+void expect(bool holds, const std::string& message) {
+  if (!holds) fail(message);
+}
+
+void expect_size(const std::string& what, std::size_t found, std::size_t expected) {
+  expect(found == expected, "[decoder] " + what + " has " + std::to_string(found) +
+                                " elements, expected " + std::to_string(expected));
+}
+
+void check_config(const DecoderConfig& c) {
+  expect(c.hidden_size > 0 && c.num_heads > 0 && c.num_kv_heads > 0 && c.head_dim > 0 &&
+             c.intermediate_size > 0 && c.vocab_size > 0,
+         "[decoder] every size in the configuration must be positive");
+  expect(c.num_heads % c.num_kv_heads == 0,
+         "[decoder] num_heads " + std::to_string(c.num_heads) +
+             " is not a multiple of num_kv_heads " + std::to_string(c.num_kv_heads));
+  expect(c.head_dim % 2 == 0, "[decoder] head_dim must be even for rotary embeddings");
+  expect_size("inv_freq", c.inv_freq.size(), c.head_dim / 2);
+}
+
+void check_linears(const std::string& what, const std::vector<Linear>& linears, std::size_t in,
+                   std::size_t out) {
+  std::size_t rows = 0;
+  for (const Linear& linear : linears) {
+    const TernaryMatrix& matrix = *linear.matrix;
+    expect(matrix.in_features() == in, "[decoder] " + what + " takes " +
+                                           std::to_string(matrix.in_features()) +
+                                           " features, expected " + std::to_string(in));
+    expect(matrix.rows_packed() == matrix.out_features(),
+           "[decoder] " + what + " has " + std::to_string(matrix.rows_packed()) + " of " +
+               std::to_string(matrix.out_features()) + " rows filled");
+    if (!linear.norm.empty()) expect_size(what + " norm", linear.norm.size(), in);
+    rows += matrix.out_features();
+  }
+  expect(rows == out, "[decoder] " + what + " gives " + std::to_string(rows) +
+                          " features, expected " + std::to_string(out));
+}
+
+void check_dense(const std::string& what, const DenseMatrix& matrix, const DecoderConfig& c) {
+  expect(matrix.rows == c.vocab_size && matrix.columns == c.hidden_size,
+         "[decoder] " + what + " is [" + std::to_string(matrix.rows) + ", " +
+             std::to_string(matrix.columns) + "], expected [" + std::to_string(c.vocab_size) +
+             ", " + std::to_string(c.hidden_size) + "]");
+}
+
+void check_sequence(const StepBatch& batch, const PagedCache& cache, std::size_t s) {
+  const std::string name = "[step] sequence " + std::to_string(s);
+  const auto begin = static_cast<std::size_t>(batch.seq_starts[s]);
+  const auto end = static_cast<std::size_t>(batch.seq_starts[s + 1]);
+  const auto table = batch.block_tables.subspan(s * batch.max_blocks, batch.max_blocks);
+  const std::int32_t last = batch.positions[end - 1];
+  expect(batch.positions[begin] >= 0, name + " starts at a negative position");
+  expect(static_cast<std::size_t>(last) / kPageTokens < batch.max_blocks,
+         name + " reaches position " + std::to_string(last) + " beyond its block table");
+  for (std::size_t i = 0; i <= static_cast<std::size_t>(last) / kPageTokens; ++i) {
+    expect(table[i] >= 0 && static_cast<std::size_t>(table[i]) < cache.blocks(),
+           name + " lists block " + std::to_string(table[i]) + ", cache has " +
+               std::to_string(cache.blocks()));
+  }
+  for (std::size_t t = begin; t < end; ++t) {
+    const std::int32_t position = batch.positions[t];
+    expect(t == begin || position == batch.positions[t - 1] + 1,
+           name + " has positions that do not ascend by one");
+    const auto page = static_cast<std::size_t>(position) / kPageTokens;
+    const auto offset = static_cast<std::size_t>(position) % kPageTokens;
+    expect(static_cast<std::size_t>(batch.slots[t]) ==
+               static_cast<std::size_t>(table[page]) * kPageTokens + offset,
+           name + " writes position " + std::to_string(position) +
+               " to a slot that its block table does not give");
+  }
+}
+
+}  // namespace
+
+void validate_model(const DecoderConfig& c, const std::vector<LayerWeights>& layers,
+                    const DenseMatrix& embedding, const std::vector<float>& final_norm,
+                    const DenseMatrix& lm_head) {
+  check_config(c);
+  expect(!layers.empty(), "[decoder] a model needs at least one layer");
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const LayerWeights& layer = layers[i];
+    const std::string name = "layer " + std::to_string(i) + " ";
+    expect_size(name + "input_norm", layer.input_norm.size(), c.hidden_size);
+    expect_size(name + "post_attention_norm", layer.post_attention_norm.size(), c.hidden_size);
+    if (!layer.attn_sub_norm.empty()) {
+      expect_size(name + "attn_sub_norm", layer.attn_sub_norm.size(), c.q_size());
+    }
+    if (!layer.ffn_sub_norm.empty()) {
+      expect_size(name + "ffn_sub_norm", layer.ffn_sub_norm.size(), c.intermediate_size);
+    }
+    check_linears(name + "attn_in", layer.attn_in, c.hidden_size, c.qkv_size());
+    check_linears(name + "o_proj", {layer.o_proj}, c.q_size(), c.hidden_size);
+    check_linears(name + "mlp_in", layer.mlp_in, c.hidden_size, 2 * c.intermediate_size);
+    check_linears(name + "down_proj", {layer.down_proj}, c.intermediate_size, c.hidden_size);
+  }
+  check_dense("embedding", embedding, c);
+  check_dense("lm_head", lm_head, c);
+  expect_size("final_norm", final_norm.size(), c.hidden_size);
+}
+
+void validate_batch(const DecoderConfig& c, std::size_t layers, const StepBatch& batch,
+                    const PagedCache& cache) {
+  const std::size_t tokens = batch.tokens();
+  expect(cache.layers() == layers && cache.kv_heads() == c.num_kv_heads &&
+             cache.head_dim() == c.head_dim,
+         "[step] the cache was made for another model shape");
+  expect(tokens > 0, "[step] the batch is empty");
+  expect(batch.positions.size() == tokens && batch.slots.size() == tokens,
+         "[step] token_ids, positions and slots differ in length");
+  expect(batch.seq_starts.size() >= 2, "[step] seq_starts needs at least two entries");
+  expect(batch.block_tables.size() == batch.sequences() * batch.max_blocks,
+         "[step] block_tables does not have one row per sequence");
+  expect(batch.seq_starts.front() == 0 &&
+             static_cast<std::size_t>(batch.seq_starts.back()) == tokens,
+         "[step] seq_starts must run from 0 to the number of tokens");
+  for (std::size_t s = 0; s < batch.sequences(); ++s) {
+    expect(batch.seq_starts[s] < batch.seq_starts[s + 1],
+           "[step] seq_starts must ascend: sequence " + std::to_string(s) + " has no tokens");
+  }
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const std::int32_t id = batch.token_ids[t];
+    expect(id >= 0 && static_cast<std::size_t>(id) < c.vocab_size,
+           "[step] token id " + std::to_string(id) + " is outside a vocabulary of " +
+               std::to_string(c.vocab_size));
+  }
+  for (std::size_t s = 0; s < batch.sequences(); ++s) check_sequence(batch, cache, s);
+  for (const std::int32_t row : batch.logit_rows) {
+    expect(row >= 0 && static_cast<std::size_t>(row) < tokens,
+           "[step] logit row " + std::to_string(row) + " is outside a batch of " +
+               std::to_string(tokens) + " tokens");
+  }
+}
+
+}  // namespace ryz

@@ -1,0 +1,48 @@
+// Scratch memory of a step, sized for the largest batch seen and reused.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/aligned.h"
+
+namespace ryz {
+
+// An array that only grows; contents are not kept.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(const char* what) : what_(what) {}
+  void reserve(std::size_t count) {
+    if (count * sizeof(T) > buffer_.bytes()) buffer_ = Buffer(count * sizeof(T), what_);
+  }
+  T* data() const { return buffer_.as<T>(); }
+
+ private:
+  const char* what_;
+  Buffer buffer_;
+};
+
+struct Workspace {
+  Scratch<float> x{"hidden states"};           // [T, hidden]
+  Scratch<float> normed{"normed rows"};        // [T, widest input]
+  Scratch<float> linear_normed{"normed rows"}; // [T, widest input]
+  Scratch<float> qkv{"queries, keys and values"};
+  Scratch<float> attention{"attention output"};
+  Scratch<float> gate_up{"feed-forward rows"};
+  Scratch<float> gated{"feed-forward rows"};   // [T, intermediate]
+  Scratch<float> final_rows{"final rows"};     // [R, hidden]
+  Scratch<float> cos{"rotary table"};          // [T, head_dim / 2]
+  Scratch<float> sin{"rotary table"};
+  Scratch<std::int8_t> q{"quantised rows"};    // [T, widest input, padded]
+  Scratch<float> act_scale{"activation scales"};
+  Scratch<std::int32_t> act_sum{"activation sums"};
+  Scratch<std::int32_t> token_sequence{"token index"};  // [T]: which sequence
+  Scratch<float> partials{"attention parts"};
+  Scratch<std::uint8_t> panels{"weight panels"};  // per thread
+  std::size_t panels_stride = 0;
+  // Key splits per (token, kv head) in `partials`, or 0 when each thread folds its own.
+  std::size_t shared_splits = 0;
+};
+
+}  // namespace ryz

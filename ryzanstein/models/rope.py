@@ -23,7 +23,7 @@ __all__ = ["RopeConfig", "inverse_frequencies", "read_rope"]
 
 _KINDS = ("default", "linear", "llama3")
 # Ranges far wider than any model's, inside which no frequency can overflow.
-_THETA = (1.0, 1e30)
+_THETA = (1.0, 1e18)
 _FACTOR = (1.0, 1e9)
 _BAND = (1e-6, 1e6)
 
@@ -49,10 +49,10 @@ def read_rope(fields: Fields, max_context: int) -> RopeConfig:
     """
     section = _section(fields)
     theta = _theta(fields, section)
+    _require_whole_head(fields)
     if section is None:
         return RopeConfig("default", theta)
-    for source in (fields, section):
-        _require_whole_head(source)
+    _require_whole_head(section)
     kind = section.text("rope_type", section.text("type", "default"))
     if kind not in _KINDS:
         raise UnsupportedFormatError(

@@ -7,6 +7,9 @@ Example:
     >>> llm.generate("Hello", SamplingParams(max_tokens=64, temperature=0.8, seed=1)).text
 """
 
+import sys
+from pathlib import Path
+
 from ryzanstein import _core
 from ryzanstein.engine.result import Completion, Piece, Timings, TokenLogprob, Usage
 from ryzanstein.errors import (
@@ -47,4 +50,11 @@ __all__ = [
 __version__ = str(_core.build_info()["version"])
 
 # A wrong RYZANSTEIN_ISA is reported here, not at the first model.
-_core.resolve_isa()
+try:
+    _core.resolve_isa()
+except ValidationError as _error:
+    # The command promises one line instead of a traceback, and none of its code has run yet.
+    if Path(sys.argv[0]).name == "ryzanstein":
+        sys.stderr.write(f"ryzanstein: {_error}\n")
+        raise SystemExit(2) from None
+    raise

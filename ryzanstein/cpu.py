@@ -171,7 +171,10 @@ def _chosen_kernels(isa: str) -> dict[str, str]:
     size = 64
 
     def linear(out_features: int) -> _core.Linear:
-        return _core.Linear(_core.TernaryMatrix(out_features, size))
+        matrix = _core.TernaryMatrix(out_features, size)
+        scales = np.ones(out_features, np.float32)
+        matrix.pack_codes(0, np.zeros((out_features, size), np.int8), scales)
+        return _core.Linear(matrix)
 
     ones = np.ones(size, np.float32)
     config = _core.DecoderConfig(

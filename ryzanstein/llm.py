@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from contextlib import closing
@@ -24,7 +25,7 @@ from ryzanstein.errors import (
     ValidationError,
 )
 from ryzanstein.loaders.hub import resolve_model
-from ryzanstein.models import load_model, read_config
+from ryzanstein.models import inspect_tensors, load_model, read_config
 from ryzanstein.sampling import SamplingParams
 from ryzanstein.sampling.params import DEFAULT_MAX_TOKENS
 from ryzanstein.sampling.presets import default_params
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ryzanstein.config import KVDtype
     from ryzanstein.engine.result import Completion, Piece
 
-__all__ = ["LLM", "generate"]
+__all__ = ["LLM", "describe", "generate"]
 
 Prompt: TypeAlias = "str | list[int] | I32Array"
 
@@ -221,14 +222,22 @@ class LLM:
         Raises:
             ValidationError: the model has no chat template, or it rejects the messages.
         """
+        text = self.require_chat_template().render(messages)
+        # The template has written the special tokens itself.
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def require_chat_template(self) -> ChatTemplate:
+        """Return the model's chat template.
+
+        Raises:
+            ValidationError: it has none.
+        """
         if self._chat_template is None:
             raise ValidationError(
                 f"{self.directory} has no chat template, so it cannot chat; "
                 "use generate, or a model tuned for conversation"
             )
-        # The template writes the special tokens itself.
-        text = self._chat_template.render(messages)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._chat_template
 
     def logits(self, token_ids: Prompt) -> F32Array:
         """Return the logits after each token, float32 [T, V].
@@ -333,6 +342,30 @@ class LLM:
             check_integer("logprobs", params.logprobs, 0, vocab_size)
         for token_id in params.stop_token_ids:
             check_integer("stop_token_ids", token_id, 0, vocab_size - 1)
+
+
+def describe(model: str | os.PathLike[str] | None = None) -> dict[str, object]:
+    """Return what a model is, without loading its weights.
+
+    Raises:
+        ModelLoadError: the model is missing, damaged or unsupported.
+    """
+    directory = resolve_model(model)
+    config = read_config(directory)
+    tensors = inspect_tensors(directory)
+    tokenizer = Tokenizer.from_directory(directory)
+    template = ChatTemplate.from_directory(directory, tokenizer.special_tokens)
+    return {
+        "model": str(directory),
+        "parameters": config.num_parameters,
+        "tensors": len(tensors),
+        "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
+        **dataclasses.asdict(config),
+        "tokenizer_vocab_size": tokenizer.vocab_size,
+        "eos_token_ids": tokenizer.eos_token_ids,
+        "chat_template": template is not None,
+        "default_sampling": dataclasses.asdict(default_params(directory)),
+    }
 
 
 def _is_batch(prompts: object) -> bool:

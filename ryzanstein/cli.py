@@ -1,0 +1,316 @@
+"""The `ryzanstein` command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ryzanstein import __version__
+from ryzanstein.chat_loop import ChatLoop
+from ryzanstein.cpu import doctor as examine
+from ryzanstein.cpu import peak_resident_bytes
+from ryzanstein.errors import RyzansteinError, ValidationError
+from ryzanstein.llm import LLM, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ryzanstein.engine.result import Completion
+
+__all__ = ["main"]
+
+_EPILOG = """\b
+Exit codes:
+  0    success
+  1    the model, its files, memory or the machine failed
+  2    a bad option, argument, prompt or environment variable
+  130  interrupted (Ctrl-C)
+
+\b
+Environment:
+  RYZANSTEIN_THREADS   threads to compute with (default: one per usable physical core)
+  RYZANSTEIN_ISA       scalar, avx2 or avx512 (default: the best this machine has)
+  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN   where hub models come from
+"""
+
+app = typer.Typer(
+    name="ryzanstein",
+    help="Run ternary (BitNet b1.58) language models on a plain CPU.",
+    epilog=_EPILOG,
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Directory or hub id (default: the embedded model)."),
+]
+_Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
+_Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
+_KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16 or f32.")]
+_Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
+_MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")
+]
+_Temperature = Annotated[
+    float | None, typer.Option("--temperature", "-t", help="0 is greedy; higher is more varied.")
+]
+_TopK = Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")]
+_TopP = Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this mass.")]
+_MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")]
+_Penalty = Annotated[float | None, typer.Option(help="Above 1, repeats become less likely.")]
+_Stop = Annotated[list[str] | None, typer.Option(help="End at this text; may be repeated.")]
+_Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ryzanstein {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue; read from stdin if left out or '-'.")
+    ] = None,
+    model: _Model = None,
+    max_tokens: _MaxTokens = None,
+    temperature: _Temperature = None,
+    top_k: _TopK = None,
+    top_p: _TopP = None,
+    min_p: _MinP = None,
+    repetition_penalty: _Penalty = None,
+    stop: _Stop = None,
+    seed: _Seed = None,
+    threads: _Threads = None,
+    context_length: _Context = None,
+    kv_dtype: _KVDtype = "f16",
+    isa: _Isa = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="End with a line of figures on stderr.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Continue a text, printed as it is generated.
+
+    Sampling options that are left out come from the model's generation_config.json.
+
+    \b
+    Examples:
+      ryzanstein generate "def fibonacci(n):"
+      ryzanstein generate --stats -n 100 -t 0.8 --seed 1 "import os"
+      ryzanstein generate -m microsoft/bitnet-b1.58-2B-4T "The capital of France is"
+      cat module.py | ryzanstein generate --json
+    """
+    chosen = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or None,
+        "seed": seed,
+    }
+    text = _read_prompt(prompt)
+    with _load(model, threads, context_length, kv_dtype, isa) as llm:
+        params = dataclasses.replace(llm.default_params, **_given(chosen))
+        if as_json:
+            completion = llm.generate(text, params)
+            typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+        else:
+            completion = _print_stream(llm, text, params)
+    if stats:
+        typer.echo(_stats_line(completion), err=True)
+
+
+@app.command()
+def chat(
+    model: _Model = None,
+    system: Annotated[str | None, typer.Option(help="Instructions to the model.")] = None,
+    max_tokens: _MaxTokens = None,
+    temperature: _Temperature = None,
+    top_k: _TopK = None,
+    top_p: _TopP = None,
+    min_p: _MinP = None,
+    repetition_penalty: _Penalty = None,
+    seed: _Seed = None,
+    threads: _Threads = None,
+    context_length: _Context = None,
+    kv_dtype: _KVDtype = "f16",
+    isa: _Isa = None,
+) -> None:
+    """Talk to a model that has a chat template.
+
+    Each line is a message, typed or piped in. /help lists the commands; Ctrl-C stops an answer.
+
+    \b
+    Examples:
+      ryzanstein chat -m microsoft/bitnet-b1.58-2B-4T
+      echo "Name three rivers." | ryzanstein chat -m ./model --system "Be brief."
+    """
+    chosen = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    with _load(model, threads, context_length, kv_dtype, isa) as llm:
+        params = dataclasses.replace(llm.default_params, **_given(chosen))
+        ChatLoop(llm, params, system).run()
+
+
+@app.command()
+def info(model: _Model = None, as_json: _Json = False) -> None:
+    """Show what a model is, without loading its weights.
+
+    \b
+    Examples:
+      ryzanstein info
+      ryzanstein info -m ./model --json
+    """
+    _print_report(describe(model), as_json)
+
+
+@app.command()
+def doctor(as_json: _Json = False) -> None:
+    """Show the build, the machine and what was chosen for it: paste it into a bug report.
+
+    \b
+    Examples:
+      ryzanstein doctor
+      ryzanstein doctor --json
+    """
+    _print_report(dataclasses.asdict(examine()), as_json)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: those behind the program's name; None takes them from the command line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(args=arguments, prog_name="ryzanstein", standalone_mode=False)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output is gone; keep the interpreter from flushing to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} See ryzanstein --help.", 2)
+    except ValidationError as error:
+        return _fail(str(error), 2)
+    except MemoryError as error:
+        return _fail(str(error) or "out of memory", 1)
+    except (RyzansteinError, OSError) as error:
+        return _fail(str(error), 1)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"ryzanstein: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _load(
+    model: str | None,
+    threads: int | None,
+    context_length: int | None,
+    kv_dtype: str,
+    isa: str | None,
+) -> LLM:
+    options: dict[str, Any] = {"context_length": context_length, "kv_dtype": kv_dtype}
+    return LLM(model, threads=threads, isa=isa, **options)
+
+
+def _given(options: Mapping[str, object]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _read_prompt(argument: str | None) -> str:
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise ValidationError("give a prompt, or pipe one in; see ryzanstein generate --help")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValidationError(f"standard input is not {error.encoding} text: {error}") from error
+
+
+def _print_stream(llm: LLM, text: str, params: Any) -> Completion:
+    completion = None
+    for piece in llm.stream(text, params):
+        typer.echo(piece.text, nl=False)
+        completion = piece.completion
+    typer.echo()
+    assert completion is not None
+    return completion
+
+
+def _stats_line(completion: Completion) -> str:
+    timings = completion.timings
+    rate = timings.decode_tokens_per_s
+    return ", ".join(
+        (
+            f"{completion.usage.completion_tokens} tokens",
+            f"first token {timings.time_to_first_token_s * 1000:.0f} ms",
+            "- tok/s" if rate is None else f"{rate:.1f} tok/s",
+            f"peak memory {peak_resident_bytes() / 1e9:.2f} GB",
+        )
+    )
+
+
+def _print_report(report: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, default=str))
+        return
+    _print_table(report, "")
+
+
+def _print_table(table: Mapping[str, object], indent: str) -> None:
+    width = max(len(key) for key in table) + 2
+    for key, value in table.items():
+        label = f"{indent}{key.replace('_', ' ') + ':':<{width}}"
+        if not isinstance(value, dict):
+            typer.echo(label + _shown(value))
+        elif all(isinstance(item, bool) for item in value.values()):
+            typer.echo(label + " ".join(name for name, on in value.items() if on))
+        else:
+            typer.echo(label.rstrip())
+            _print_table(value, indent + "  ")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)

@@ -1,0 +1,185 @@
+"""Tiny random models straight from the native classes, and helpers to run them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ryzanstein import _core
+from ryzanstein.config import EngineConfig
+from ryzanstein.engine.batch import Chunk, run_step
+from ryzanstein.engine.block_manager import BlockManager
+from ryzanstein.engine.engine import Engine
+from ryzanstein.engine.sequence import Sequence
+from ryzanstein.loaders.hub import EMBEDDED_MODEL
+from ryzanstein.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from collections.abc import Sequence as ABCSequence
+    from pathlib import Path
+
+    from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.config import KVDtype
+    from ryzanstein.engine.block_manager import BlockTable
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "TinyModel",
+    "Workbench",
+    "copy_embedded",
+    "finish",
+    "make_sequence",
+    "random_tokens",
+    "tiny_decoder",
+    "tiny_engine",
+]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER, _VOCAB, _LAYERS = 96, 6, 2, 16, 160, 73, 2
+
+
+@dataclass(frozen=True, slots=True)
+class TinyModel:
+    """A decoder and the sizes that a cache for it needs."""
+
+    decoder: _core.Decoder
+    vocab_size: int = _VOCAB
+
+    def cache(self, num_blocks: int, dtype: KVDtype = "f16") -> _core.PagedCache:
+        return _core.PagedCache(_LAYERS, _KV_HEADS, _HEAD_DIM, num_blocks, dtype)
+
+
+def tiny_decoder(
+    seed: int, *, threads: int = 1, isa: str | None = None, nan: bool = False
+) -> TinyModel:
+    """Return a random two-layer model: the same for the same seed, whatever the rest."""
+    rng = np.random.default_rng(seed)
+
+    def gain(size: int) -> F32Array:
+        return rng.uniform(0.5, 1.5, size).astype(np.float32)
+
+    def linear(out_features: int, in_features: int) -> _core.Linear:
+        matrix = _core.TernaryMatrix(out_features, in_features)
+        codes = rng.integers(-1, 2, (out_features, in_features)).astype(np.int8)
+        scales = np.full(out_features, 1.2 / np.sqrt(in_features), np.float32)
+        matrix.pack_codes(0, codes, scales)
+        return _core.Linear(matrix)
+
+    layers = [
+        _core.LayerWeights(
+            input_norm=gain(_HIDDEN),
+            attn_in=[linear((_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, _HIDDEN)],
+            o_proj=linear(_HIDDEN, _HEADS * _HEAD_DIM),
+            post_attention_norm=gain(_HIDDEN),
+            mlp_in=[linear(2 * _INNER, _HIDDEN)],
+            down_proj=linear(_HIDDEN, _INNER),
+            attn_sub_norm=gain(_HEADS * _HEAD_DIM),
+            ffn_sub_norm=gain(_INNER),
+        )
+        for _ in range(_LAYERS)
+    ]
+    embedding = rng.standard_normal((_VOCAB, _HIDDEN)).astype(np.float32)
+    head = rng.standard_normal((_VOCAB, _HIDDEN)).astype(np.float32) / 6
+    if nan:
+        head[3, 5] = np.nan
+    config = _core.DecoderConfig(
+        hidden_size=_HIDDEN,
+        num_heads=_HEADS,
+        num_kv_heads=_KV_HEADS,
+        head_dim=_HEAD_DIM,
+        intermediate_size=_INNER,
+        vocab_size=_VOCAB,
+        rms_norm_eps=1e-5,
+        activation="relu2",
+        inv_freq=10000.0 ** (-np.arange(0, _HEAD_DIM, 2) / _HEAD_DIM),
+    )
+    decoder = _core.Decoder(
+        config, layers, embedding, gain(_HIDDEN), head, threads=threads, isa=isa
+    )
+    return TinyModel(decoder)
+
+
+def random_tokens(seed: int, count: int, vocab_size: int = _VOCAB) -> I32Array:
+    """Return int32 [count] token ids."""
+    return np.random.default_rng(seed).integers(0, vocab_size, count).astype(np.int32)
+
+
+class Workbench:
+    """A decoder with a page pool, run a step at a time by hand."""
+
+    def __init__(self, model: TinyModel, num_blocks: int = 64, dtype: KVDtype = "f16") -> None:
+        self.blocks = BlockManager(num_blocks, _core.PAGE_TOKENS)
+        self._model = model
+        self._cache = model.cache(num_blocks, dtype)
+
+    def step(self, parts: Iterable[tuple[BlockTable, I32Array]]) -> list[F32Array]:
+        """Append tokens to each table in one step; return the logits of each, float32 [n, V]."""
+        chunks = []
+        for table, tokens in parts:
+            start = table.num_tokens
+            reserved = self.blocks.append(table, len(tokens))
+            ids = list(table.block_ids)
+            chunks.append(Chunk(tokens, start, reserved.slots, ids, len(tokens), reserved.copies))
+        logits = run_step(self._model.decoder, self._cache, chunks)
+        ends = np.cumsum([len(chunk.token_ids) for chunk in chunks])
+        return np.split(logits, ends[:-1])
+
+    def whole(self, tokens: I32Array) -> F32Array:
+        """Return the logits of a sequence computed alone, in one step."""
+        table = self.blocks.allocate()
+        (logits,) = self.step([(table, tokens)])
+        self.blocks.free(table)
+        return logits
+
+
+def tiny_engine(
+    model: TinyModel,
+    *,
+    num_blocks: int = 64,
+    token_budget: int = 64,
+    max_sequences: int = 8,
+    context_length: int = 512,
+    kv_dtype: KVDtype = "f16",
+) -> Engine:
+    config = EngineConfig(
+        context_length=context_length,
+        num_blocks=num_blocks,
+        kv_dtype=kv_dtype,
+        max_sequences=max_sequences,
+        token_budget=token_budget,
+    )
+    return Engine(model.decoder, model.cache(num_blocks, kv_dtype), config)
+
+
+def make_sequence(prompt: I32Array, max_tokens: int, **options: Any) -> Sequence:
+    return Sequence.create(prompt, SamplingParams(**options), max_tokens=max_tokens)
+
+
+def finish(engine: Engine, sequences: ABCSequence[Sequence]) -> list[list[int]]:
+    """Run sequences to their end together and return what each generated."""
+    for sequence in sequences:
+        engine.add(sequence)
+    while engine.scheduler.has_work:
+        engine.step()
+        engine.blocks.check()
+    assert engine.blocks.num_free == engine.blocks.num_blocks
+    assert all(sequence.is_finished for sequence in sequences)
+    return [sequence.generated.tolist() for sequence in sequences]
+
+
+def copy_embedded(directory: Path, **files: dict[str, Any]) -> Path:
+    """Copy the embedded model and merge values into its JSON files, named without .json."""
+    shutil.copytree(EMBEDDED_MODEL, directory)
+    for name, values in files.items():
+        path = directory / f"{name}.json"
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(stored | values))
+    return directory

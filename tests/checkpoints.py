@@ -120,7 +120,9 @@ def random_tensors(config: Config, seed: int, dtype: str = "F32") -> Tensors:
     rng = np.random.default_rng(seed)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     vocabulary = (config["vocab_size"], hidden)
-    tensors = {"model.embed_tokens.weight": store(rng.standard_normal(vocabulary), dtype)}
+    # Small beside what the layers add, or a tied head would only repeat the last token.
+    embedding = 0.15 * rng.standard_normal(vocabulary)
+    tensors = {"model.embed_tokens.weight": store(embedding, dtype)}
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = store(rng.standard_normal(vocabulary) / 8, dtype)
     tensors["model.norm.weight"] = store(rng.uniform(0.5, 1.5, (hidden,)), dtype)

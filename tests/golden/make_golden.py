@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_SEEDS = 20_000
+DISTINCT_TOKENS = 8  # a text that repeats itself shows little
 
 
 def main() -> None:
@@ -64,23 +65,28 @@ def save(target: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def search(spec: Spec) -> tuple[int, Tensors, NDArray[np.int32], NDArray[np.int32]]:
-    """Return the first seed whose whole text keeps GOLDEN_MARGIN (see `tolerances`)."""
+    """Return the first seed whose whole text is unambiguous, with its tensors and its text."""
     for seed in range(MAX_SEEDS):
         tensors = random_tensors(spec.config, seed, spec.dtype)
         rng = np.random.default_rng(seed)
         prompt = rng.integers(0, spec.config["vocab_size"], PROMPT_TOKENS).astype(np.int32)
-        oracle = Oracle(spec.config, tensors)
-        text = prompt
-        for _ in range(NEW_TOKENS):
-            trace = oracle.forward(text)
-            first, second = np.sort(trace.logits[-1])[:-3:-1]
-            clear = first - second > tolerances.GOLDEN_LOGITS * np.abs(trace.logits).max() * 10
-            if trace.margin < tolerances.GOLDEN_MARGIN or not clear:
-                break
-            text = np.append(text, np.int32(np.argmax(trace.logits[-1])))
-        else:
-            return seed, tensors, prompt, text[PROMPT_TOKENS:]
+        greedy = continuation(Oracle(spec.config, tensors), prompt)
+        if greedy is not None and len(set(greedy.tolist())) >= DISTINCT_TOKENS:
+            return seed, tensors, prompt, greedy
     raise SystemExit(f"{spec.name}: no seed below {MAX_SEEDS} is unambiguous")
+
+
+def continuation(oracle: Oracle, prompt: NDArray[np.int32]) -> NDArray[np.int32] | None:
+    """Return the greedy tokens, or None if an activation or a choice comes near a boundary."""
+    text = prompt
+    for _ in range(NEW_TOKENS):
+        trace = oracle.forward(text)
+        first, second = np.sort(trace.logits[-1])[:-3:-1]
+        tie = 10 * tolerances.GOLDEN_LOGITS * np.abs(trace.logits).max()
+        if trace.margin < tolerances.GOLDEN_MARGIN or first - second < tie:
+            return None
+        text = np.append(text, np.int32(np.argmax(trace.logits[-1])))
+    return text[PROMPT_TOKENS:]
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["Detokenizer", "Tokenizer"]
 
 _REPLACEMENT = "\ufffd"
-# A character is at most four bytes, so at most three of a trailing run may still become one.
-_MAX_UNFINISHED = 3
 # Enough of the prompt for a decoder that treats the first word of a text specially.
 _PROMPT_TAIL_TOKENS = 6
 
@@ -188,10 +186,11 @@ class Detokenizer:
             return ""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
-        unfinished = min(len(text) - len(text.rstrip(_REPLACEMENT)), _MAX_UNFINISHED)
-        piece = text[self._emitted : len(text) - unfinished]
+        # The whole run: byte-fallback decoders turn a run of bytes into one U+FFFD each until the
+        # last character in it is complete.
+        piece = text[self._emitted : len(text.rstrip(_REPLACEMENT))]
         self._emitted += len(piece)
-        if piece and not unfinished:
+        if piece and self._emitted == len(text):
             self._window = self._window[self._clean :]
             self._clean = len(self._window)
             self._emitted = len(self._tokenizer.decode(self._window))

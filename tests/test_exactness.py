@@ -1,0 +1,223 @@
+"""The exactness contract: a sequence's bits do not depend on anything else that happens.
+
+For one model, tier and KV format, equality of bytes, never closeness: over thread counts, batch
+neighbours, prefill chunking, fork, truncate, preemption, seeds and the engine's own limits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import (
+    TinyModel,
+    Workbench,
+    finish,
+    make_sequence,
+    random_tokens,
+    tiny_decoder,
+    tiny_engine,
+)
+
+from ryzanstein import LLM, SamplingParams
+
+if TYPE_CHECKING:
+    from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.config import KVDtype
+
+KV_DTYPES: list[KVDtype] = ["f16", "f32"]
+# Several pages, the last one partial.
+TOKENS = random_tokens(1, 150)
+
+
+@pytest.fixture
+def model(isa: str) -> TinyModel:
+    return tiny_decoder(7, isa=isa)
+
+
+def cuts(rng: np.random.Generator, tokens: I32Array) -> list[I32Array]:
+    """Cut tokens into pieces at random places."""
+    at = np.sort(rng.choice(len(tokens) - 1, rng.integers(1, 9), replace=False)) + 1
+    return np.split(tokens, at)
+
+
+def in_pieces(bench: Workbench, pieces: list[I32Array]) -> F32Array:
+    table = bench.blocks.allocate()
+    logits = np.concatenate([bench.step([(table, piece)])[0] for piece in pieces])
+    bench.blocks.free(table)
+    return logits
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_thread_counts(isa: str, kv_dtype: KVDtype) -> None:
+    # Long enough for attention to be split between threads.
+    tokens = random_tokens(2, 700)
+    expected = b""
+    for threads in (1, 2, 3):
+        bench = Workbench(tiny_decoder(7, isa=isa, threads=threads), dtype=kv_dtype)
+        pieces = [tokens[:600], *np.split(tokens[600:], 100)]
+        logits = in_pieces(bench, pieces).tobytes()
+        expected = expected or logits
+        assert logits == expected
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_prompt_in_random_chunks(model: TinyModel, kv_dtype: KVDtype) -> None:
+    bench = Workbench(model, dtype=kv_dtype)
+    whole = bench.whole(TOKENS).tobytes()
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        assert in_pieces(bench, cuts(rng, TOKENS)).tobytes() == whole
+    assert in_pieces(bench, np.split(TOKENS, len(TOKENS))).tobytes() == whole
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_batch_of_seven_with_random_neighbours(model: TinyModel, kv_dtype: KVDtype) -> None:
+    bench = Workbench(model, num_blocks=96, dtype=kv_dtype)
+    rng = np.random.default_rng(4)
+    sequences = [TOKENS, *(random_tokens(20 + i, int(rng.integers(1, 200))) for i in range(6))]
+    alone = [bench.whole(tokens) for tokens in sequences]
+    for _ in range(4):
+        tables = [bench.blocks.allocate() for _ in sequences]
+        done = [0] * len(sequences)
+        while any(n < len(s) for n, s in zip(done, sequences, strict=True)):
+            order = [i for i in rng.permutation(7).tolist() if done[i] < len(sequences[i])]
+            parts = [sequences[i][done[i] :][: int(rng.integers(1, 70))] for i in order]
+            results = bench.step([(tables[i], part) for i, part in zip(order, parts, strict=True)])
+            for i, logits in zip(order, results, strict=True):
+                rows = alone[i][done[i] : done[i] + len(logits)]
+                assert logits.tobytes() == rows.tobytes()
+                done[i] += len(logits)
+        for table in tables:
+            bench.blocks.free(table)
+
+
+def test_kernel_regimes_by_batch_size(model: TinyModel) -> None:
+    """One token, a few and many take different kernels, which must agree to the bit."""
+    bench = Workbench(model)
+    whole = bench.whole(TOKENS)
+    for size in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33):
+        pieces = np.split(TOKENS, range(size, len(TOKENS), size))
+        assert in_pieces(bench, pieces).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("keep", [0, 1, 31, 32, 33, 64, 97, 149, 150])
+def test_fork_truncate_and_append_again(keep: int, model: TinyModel, kv_dtype: KVDtype) -> None:
+    bench = Workbench(model, dtype=kv_dtype)
+    other = np.concatenate([TOKENS[:keep], random_tokens(5, 60)])
+    expected = bench.whole(other)[keep:]
+    original = bench.whole(np.concatenate([TOKENS, other[:40]]))[150:]
+
+    parent = bench.blocks.allocate()
+    bench.step([(parent, TOKENS)])
+    child = bench.blocks.fork(parent)
+    bench.blocks.truncate(child, keep)
+    # Both grow in the same step: the child in a copy of the page that they share.
+    ours, theirs = bench.step([(child, other[keep:]), (parent, other[:40])])
+    assert ours.tobytes() == expected.tobytes()
+    assert theirs.tobytes() == original.tobytes()
+    bench.blocks.check()
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_history_of_forks_truncates_and_appends(data: st.DataObject, model: TinyModel) -> None:
+    """Whatever led to a table, its next logits are those of its tokens computed whole."""
+    bench = Workbench(model)
+    tables = [bench.blocks.allocate()]
+    tokens = [np.empty(0, np.int32)]
+    for step in range(data.draw(st.integers(1, 8))):
+        if data.draw(st.booleans()):
+            source = data.draw(st.integers(0, len(tables) - 1))
+            keep = data.draw(st.integers(0, len(tokens[source])))
+            tables.append(bench.blocks.fork(tables[source]))
+            bench.blocks.truncate(tables[-1], keep)
+            tokens.append(tokens[source][:keep])
+        some = st.lists(st.integers(0, len(tables) - 1), min_size=1, max_size=3, unique=True)
+        grown = data.draw(some)
+        parts = [random_tokens(step * 9 + i, 5 + 13 * n) for n, i in enumerate(grown)]
+        results = bench.step([(tables[i], part) for i, part in zip(grown, parts, strict=True)])
+        for i, part, logits in zip(grown, parts, results, strict=True):
+            tokens[i] = np.concatenate([tokens[i], part])
+            assert logits.tobytes() == bench.whole(tokens[i])[-len(part) :].tobytes()
+
+
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "seed": 11},
+    "penalised": {"temperature": 0.9, "repetition_penalty": 1.4, "seed": 12},
+}
+
+
+def jobs() -> list[tuple[I32Array, int]]:
+    rng = np.random.default_rng(6)
+    return [
+        (random_tokens(30 + i, int(rng.integers(1, 120))), int(rng.integers(1, 60)))
+        for i in range(7)
+    ]
+
+
+def generated(engine_options: dict[str, Any], model: TinyModel, sampling: str) -> Any:
+    """Tokens and log-probabilities of seven sequences run together."""
+    sequences = [
+        make_sequence(prompt, count, logprobs=3, **SAMPLINGS[sampling]) for prompt, count in jobs()
+    ]
+    tokens = finish(tiny_engine(model, **engine_options), sequences)
+    return tokens, [sequence.logprobs for sequence in sequences]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_engine_limits_do_not_show(sampling: str, model: TinyModel) -> None:
+    """One at a time, together, in small chunks, or preempted for want of pages: the same tokens."""
+    alone = generated({"max_sequences": 1}, model, sampling)
+    for options in (
+        {},
+        {"token_budget": 8},
+        {"token_budget": 500},
+        {"num_blocks": 6, "context_length": 192},
+        {"num_blocks": 7, "token_budget": 16, "max_sequences": 3, "context_length": 192},
+    ):
+        assert generated(options, model, sampling) == alone
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_thread_counts_of_the_engine(sampling: str, isa: str) -> None:
+    one, two, three = (
+        generated({}, tiny_decoder(7, isa=isa, threads=threads), sampling) for threads in (1, 2, 3)
+    )
+    assert one == two == three
+
+
+def embedded_outcomes(llm: LLM) -> list[Any]:
+    """The same fourteen completions, made one by one, batched and streamed."""
+    prompts = ["import os\n", "def fibonacci(n):", "class A:\n    def", "x = [", "# a", "1", "\n"]
+    outcomes = []
+    for sampling in ({"temperature": 0.8, "seed": 5}, {"temperature": 0.0}):
+        params = SamplingParams(max_tokens=24, logprobs=2, **sampling)
+        runs = [
+            [llm.generate(prompt, params) for prompt in prompts],
+            llm.generate(prompts[::-1], params)[::-1],
+            [list(llm.stream(prompt, params))[-1].completion for prompt in prompts],
+        ]
+        texts = [[(c.text, c.token_ids, c.logprobs) for c in run if c] for run in runs]
+        assert texts[0] == texts[1] == texts[2]
+        outcomes.append(texts[0])
+    return outcomes
+
+
+def test_the_embedded_model(isa: str) -> None:
+    text = "def f(x):\n    return x\n" * 20
+    seen = []
+    for threads in (1, 2, 3):
+        with LLM(threads=threads, isa=isa) as llm:
+            assert llm.isa == isa
+            seen.append(
+                (embedded_outcomes(llm), llm.logits(text).tobytes(), llm.score(text).tobytes())
+            )
+    assert seen[0] == seen[1] == seen[2]

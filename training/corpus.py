@@ -136,6 +136,15 @@ def drop_leaks(train: list[Document], held_out: list[Document]) -> list[Document
     return kept
 
 
+def shared_part(train: list[Document], held_out: list[Document]) -> float:
+    """The fraction of the held-out line runs that training text still holds: what leaked."""
+    known: set[int] = set()
+    for document in train:
+        known |= shingles(document.text)
+    runs = [shingles(d.text) for d in held_out]
+    return sum(len(r & known) for r in runs) / max(1, sum(len(r) for r in runs))
+
+
 def split(documents: Iterable[Document], *, all_versions: bool = False) -> Split:
     """Filter, deduplicate and split; the held-out side keeps one version of each path."""
     everything = list(documents)
@@ -195,6 +204,9 @@ def main(argv: list[str] | None = None) -> None:
     summary: dict[str, object] = {"roots": [r.name for r in roots], "dropped": result.dropped}
     for name, side in (("train", result.train), ("held_out", result.held_out)):
         summary[name] = {"files": len(side), "bytes": sum(len(d.text.encode()) for d in side)}
+    summary["held-out line runs also in training"] = round(
+        shared_part(result.train, result.held_out), 4
+    )
     (args.out / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
 

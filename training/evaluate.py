@@ -72,7 +72,9 @@ def xz_bits_per_byte(documents: list[Document]) -> tuple[float, float]:
 
 def load_any(path: Path, device: str) -> BitNet:
     """A checkpoint file of train.py or a directory of export.py."""
-    return (load_exported(path) if path.is_dir() else load(path).model).to(device)
+    model = load_exported(path) if path.is_dir() else load(path).model
+    model.to(device)
+    return model
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

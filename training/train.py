@@ -126,7 +126,7 @@ def train_step(run: Run, loss_of: LossFunction, tokens: Tokens) -> float:
     for begin in pieces:
         part = slice(begin, begin + rows)
         loss = loss_of(ids[part].to(device), targets[part].to(device)) / len(pieces)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     for optimiser, peak in zip(run.optimisers, (config.matrix_lr, config.other_lr), strict=True):

@@ -15,6 +15,7 @@ from training.corpus import (
     looks_like_code,
     read_jsonl,
     read_root,
+    shared_part,
     split,
     write_jsonl,
 )
@@ -61,6 +62,14 @@ def test_a_moved_copy_of_a_held_out_file_is_dropped_from_training() -> None:
     moved = Document("old/place.py", "old", "# moved\n" + body("alpha"))
     other = Document("b.py", "new", body("beta"))
     assert drop_leaks([moved, other], held_out) == [other]
+
+
+def test_shared_part_counts_the_held_out_line_runs_seen_in_training() -> None:
+    lines = body("alpha").splitlines()
+    half = Document("b.py", "new", "\n".join(lines[:6] + body("beta").splitlines()))
+    held_out = [Document("a.py", "new", body("alpha"))]
+    assert shared_part([half], held_out) == pytest.approx(3 / 9)
+    assert shared_part([], held_out) == 0.0
 
 
 def test_duplicates_across_versions_count_once() -> None:

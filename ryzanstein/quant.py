@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["first_non_finite", "output_scale", "to_float32"]
 
 _CHUNK = 1 << 20
+_LARGEST = float(np.finfo(np.float32).max)
 # Unsigned type of the same width, mask of everything but the sign, bits of infinity.
 _FLOAT_BITS: dict[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
     "float32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
@@ -61,7 +62,7 @@ def output_scale(linear_class: str, weight_scale: NDArray[Any]) -> float:
     stored = float(to_float32(weight_scale.reshape(-1))[0])
     if stored > 0 and np.isfinite(stored):
         scale = stored if linear_class == "autobitlinear" else 1.0 / stored
-        if scale <= np.finfo(np.float32).max:
+        if scale <= _LARGEST:
             return scale
     raise QuantizationError(
         f"weight_scale is {stored}; it must be a finite number above zero that float32 can invert"

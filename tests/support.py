@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import ryzanstein
 from ryzanstein import _core
 from ryzanstein.config import EngineConfig
 from ryzanstein.engine.batch import Chunk, run_step
@@ -21,7 +26,6 @@ from ryzanstein.sampling import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Sequence as ABCSequence
-    from pathlib import Path
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
@@ -34,7 +38,9 @@ __all__ = [
     "copy_embedded",
     "finish",
     "make_sequence",
+    "python_environment",
     "random_tokens",
+    "run_python",
     "tiny_decoder",
     "tiny_engine",
 ]
@@ -58,9 +64,12 @@ class TinyModel:
 
 
 def tiny_decoder(
-    seed: int, *, threads: int = 1, isa: str | None = None, nan: bool = False
+    seed: int, *, threads: int = 1, isa: str | None = None, nan_token: int | None = None
 ) -> TinyModel:
-    """Return a random two-layer model: the same for the same seed, whatever the rest."""
+    """Return a random two-layer model, the same for the same seed.
+
+    A sequence that holds `nan_token` has NaN logits.
+    """
     rng = np.random.default_rng(seed)
 
     def gain(size: int) -> F32Array:
@@ -87,9 +96,9 @@ def tiny_decoder(
         for _ in range(_LAYERS)
     ]
     embedding = rng.standard_normal((_VOCAB, _HIDDEN)).astype(np.float32)
-    head = rng.standard_normal((_VOCAB, _HIDDEN)).astype(np.float32) / 6
-    if nan:
-        head[3, 5] = np.nan
+    head = (rng.standard_normal((_VOCAB, _HIDDEN)) / 6).astype(np.float32)
+    if nan_token is not None:
+        embedding[nan_token] = np.nan
     config = _core.DecoderConfig(
         hidden_size=_HIDDEN,
         num_heads=_HEADS,
@@ -183,3 +192,21 @@ def copy_embedded(directory: Path, **files: dict[str, Any]) -> Path:
         stored = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(stored | values))
     return directory
+
+
+def python_environment(**variables: str) -> dict[str, str]:
+    """Return an environment in which a child finds the package that this process imported."""
+    package = str(Path(ryzanstein.__file__).parents[1])
+    return {"PYTHONPATH": package, "PATH": os.environ["PATH"], **variables}
+
+
+def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the interpreter to its end; -P keeps a source tree in the working directory out."""
+    return subprocess.run(
+        [sys.executable, "-P", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=python_environment(**variables),
+        check=False,
+    )

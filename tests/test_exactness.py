@@ -25,6 +25,7 @@ from support import (
 from ryzanstein import LLM, SamplingParams
 
 if TYPE_CHECKING:
+    from ryzanstein import Completion
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
 
@@ -198,11 +199,11 @@ def embedded_outcomes(llm: LLM) -> list[Any]:
     """The same fourteen completions, made one by one, batched and streamed."""
     prompts = ["import os\n", "def fibonacci(n):", "class A:\n    def", "x = [", "# a", "1", "\n"]
     outcomes = []
-    for sampling in ({"temperature": 0.8, "seed": 5}, {"temperature": 0.0}):
-        params = SamplingParams(max_tokens=24, logprobs=2, **sampling)
-        runs = [
+    for temperature in (0.8, 0.0):
+        params = SamplingParams(max_tokens=24, logprobs=2, temperature=temperature, seed=5)
+        runs: list[list[Completion | None]] = [
             [llm.generate(prompt, params) for prompt in prompts],
-            llm.generate(prompts[::-1], params)[::-1],
+            [*reversed(llm.generate(prompts[::-1], params))],
             [list(llm.stream(prompt, params))[-1].completion for prompt in prompts],
         ]
         texts = [[(c.text, c.token_ids, c.logprobs) for c in run if c] for run in runs]

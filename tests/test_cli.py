@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import CHAT_TEMPLATE, copy_embedded, python_environment, run_python
+
+from ryzanstein import LLM, SamplingParams, __version__, llm
+from ryzanstein.cli import main
+from ryzanstein.loaders.hub import EMBEDDED_MODEL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Feed = Callable[..., None]
+
+PROMPT = "def fibonacci(n):"
+RUN = "import sys; from ryzanstein.cli import main; sys.exit(main())"
+
+
+class Input(io.StringIO):
+    """Standard input that may claim to be a terminal."""
+
+    def __init__(self, text: str, terminal: bool) -> None:
+        super().__init__(text)
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.fixture
+def feed(monkeypatch: pytest.MonkeyPatch) -> Feed:
+    """Give the command something to read."""
+
+    def give(text: str, *, terminal: bool = False) -> None:
+        monkeypatch.setattr(sys, "stdin", Input(text, terminal))
+
+    return give
+
+
+@pytest.fixture
+def chatty(tmp_path: Path) -> str:
+    """A model with a chat template, always greedy."""
+    return str(
+        copy_embedded(
+            tmp_path / "chatty",
+            tokenizer_config={"chat_template": CHAT_TEMPLATE},
+            generation_config={"do_sample": False},
+        )
+    )
+
+
+def test_generate_prints_the_completion(embedded: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "-t", "0", "-n", "20"]) == 0
+    expected = embedded.generate(PROMPT, SamplingParams(temperature=0, max_tokens=20)).text
+    out, err = capsys.readouterr()
+    assert out == expected + "\n"
+    assert err == ""
+
+
+def test_sampling_options_reach_the_engine(
+    embedded: LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {
+        "temperature": 1.2,
+        "top_k": 30,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "seed": 4,
+        "max_tokens": 30,
+    }
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    assert main(["generate", PROMPT, *flags, "--stop", "return", "--stop", "\n\n"]) == 0
+    params = SamplingParams(**options, stop=["return", "\n\n"])
+    assert capsys.readouterr().out == embedded.generate(PROMPT, params).text + "\n"
+
+
+def test_stats_are_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "--stats", "-n", "9", "-t", "0"]) == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(
+        r"\d tokens, first token \d+ ms, (\d+\.\d|-) tok/s, peak memory \d+\.\d\d GB\n", err
+    )
+    assert main(["generate", PROMPT, "--stats", "-n", "1"]) == 0
+    assert "1 tokens, first token" in (err := capsys.readouterr().err)
+    assert " - tok/s" in err
+
+
+def test_json_holds_the_completion(embedded: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "--json", "-t", "0", "-n", "8", "--stats"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    expected = embedded.generate(PROMPT, SamplingParams(temperature=0, max_tokens=8))
+    assert found["text"] == expected.text
+    assert found["token_ids"] == list(expected.token_ids)
+    assert found["usage"]["completion_tokens"] == len(expected.token_ids)
+    assert found["finish_reason"] == expected.finish_reason
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argument", [[], ["-"]])
+def test_the_prompt_may_be_piped_in(
+    argument: list[str], feed: Feed, embedded: LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("x = [\n")
+    assert main(["generate", *argument, "-t", "0", "-n", "5"]) == 0
+    expected = embedded.generate("x = [\n", SamplingParams(temperature=0, max_tokens=5)).text
+    assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "wanted"),
+    [
+        (["generate"], 2, "give a prompt, or pipe one in; see ryzanstein generate --help"),
+        (["generate", ""], 2, "the prompt is empty; give some text"),
+        (["generate", "x", "--bogus"], 2, "No such option: --bogus See ryzanstein --help."),
+        (["generate", "x", "-n", "many"], 2, "Invalid value for '--max-tokens'"),
+        (["generate", "x", "-n", "0"], 2, "max_tokens must be an integer >= 1, got 0"),
+        (["generate", "x", "-n", "99999"], 1, "max_tokens=99999 exceed the context of"),
+        (["generate", "x", "-t", "-1"], 2, r"temperature must be a number in [0, inf), got -1"),
+        (["generate", "x", "-t", "nan"], 2, "temperature must be a number in [0, inf), got nan"),
+        (["generate", "x", "--threads", "0"], 2, "threads must be in 1..1024, got 0"),
+        (["generate", "x", "--isa", "mmx"], 2, "mmx"),
+        (["generate", "x", "--kv-dtype", "f8"], 2, "kv_dtype must be one of"),
+        (["generate", "x", "-m", "/no/such"], 1, "no model directory /no/such"),
+        (["generate", "x", "-m", "a.gguf"], 1, "a.gguf: GGUF files cannot be loaded yet"),
+        (["chat"], 2, "has no chat template, so it cannot chat"),
+        (["info", "-m", "/no/such"], 1, "no model directory /no/such"),
+        (["nonsense"], 2, "No such command 'nonsense'."),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    code: int,
+    wanted: str,
+    feed: Feed,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    feed("", terminal=True)
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ryzanstein: ")
+    assert wanted in err
+    assert err.count("\n") == 1
+
+
+def test_input_that_is_not_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["generate"]) == 2
+    assert "standard input is not utf-8 text" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(llm, "load_model", refuse)
+    assert main(["generate", "x"]) == 1
+    assert capsys.readouterr().err == "ryzanstein: out of memory\n"
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ryzanstein {__version__}\n"
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == shown
+    for text in ("Exit codes:", "130", "RYZANSTEIN_ISA", "generate", "chat", "info", "doctor"):
+        assert text in shown
+    for command in ("generate", "chat", "info", "doctor"):
+        assert main([command, "-h"]) == 0
+        assert "Examples:\n" in capsys.readouterr().out
+
+
+def test_info(capsys: pytest.CaptureFixture[str], embedded: LLM) -> None:
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"architecture: +BitNetForCausalLM\n", shown)
+    assert main(["info", "--json", "-m", str(EMBEDDED_MODEL)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == str(EMBEDDED_MODEL)
+    assert found["parameters"] == embedded.config.num_parameters
+    assert found["vocab_size"] == embedded.config.vocab_size
+    assert found["chat_template"] is False
+    assert found["tensor_bytes"] > 0
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for label in ("version", "commit", "isa", "compiled isas", "features", "kernels", "threads"):
+        assert re.search(rf"^{label}:", shown, re.MULTILINE)
+    for label in ("physical cores", "cpu quota", "memory bytes"):
+        assert re.search(rf"^  {label}: +\S", shown, re.MULTILINE)
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["isa"] in found["available_isas"]
+    assert found["host"]["physical_cores"] >= 1
+
+
+def answers(model: str, *messages: str) -> list[str]:
+    """What a greedy chat answers to each message in turn."""
+    history: list[dict[str, str]] = []
+    texts = []
+    with LLM(model, threads=1) as chat:
+        for message in messages:
+            history.append({"role": "user", "content": message})
+            texts.append(chat.chat(history, SamplingParams(temperature=0, max_tokens=6)).text)
+            history.append({"role": "assistant", "content": texts[-1]})
+    return texts
+
+
+def test_chat_through_a_pipe(chatty: str, feed: Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    feed("hello\n\nand then\n")
+    assert main(["chat", "-m", chatty, "-n", "6"]) == 0
+    out, _ = capsys.readouterr()
+    assert out == "".join(text + "\n" for text in answers(chatty, "hello", "and then"))
+
+
+def test_chat_commands(chatty: str, feed: Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    feed("hello\n/clear\nhello\n/help\n/what\n/exit\nnever read\n", terminal=True)
+    assert main(["chat", "-m", chatty, "-n", "6"]) == 0
+    out, err = capsys.readouterr()
+    (answer,) = answers(chatty, "hello")
+    assert out == f"> {answer}\n> > {answer}\n> > > "
+    assert "/clear   forget the conversation" in err
+    assert "unknown command /what; /help lists them" in err
+
+
+def test_chat_takes_instructions(
+    chatty: str, feed: Feed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("hello\n")
+    assert main(["chat", "-m", chatty, "-n", "6", "--system", "Be brief."]) == 0
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    with LLM(chatty, threads=1) as chat:
+        expected = chat.chat(messages, SamplingParams(temperature=0, max_tokens=6)).text
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_chat_that_outgrows_the_context(
+    chatty: str, feed: Feed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["chat", "-m", chatty, "--context-length", "64", "-n", "6"]
+    feed("word " * 90 + "\nhello\n", terminal=True)
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out == "> " + "> " + answers(chatty, "hello")[0] + "\n> "
+    assert "but the context of 64 must also hold what is generated" in err
+    assert "(or /clear)]" in err
+    feed("word " * 90 + "\nhello\n")
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_answer_may_fill_the_context(
+    chatty: str, feed: Feed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed("hello\n")
+    assert main(["chat", "-m", chatty, "--context-length", "48"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert err == "" or "[cut off: out of tokens; raise --max-tokens or /clear]" in err
+
+
+def test_ctrl_c_stops_an_answer_but_not_a_conversation(
+    chatty: str,
+    feed: Feed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interrupted = iter([True, False])
+    stream = LLM.stream
+
+    def interrupt_first(self: LLM, *arguments: Any) -> Any:
+        if next(interrupted):
+            raise KeyboardInterrupt
+        return stream(self, *arguments)
+
+    monkeypatch.setattr(LLM, "stream", interrupt_first)
+    feed("first\nhello\n", terminal=True)
+    assert main(["chat", "-m", chatty, "-n", "6"]) == 0
+    out, err = capsys.readouterr()
+    assert "[stopped]" in err
+    assert out == f"> > {answers(chatty, 'hello')[0]}\n> "
+
+
+def test_ctrl_c_ends_generate_with_130() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=python_environment(),
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"")
+
+
+def test_a_reader_that_leaves_is_not_an_error_message() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=python_environment(),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 1
+    process.stderr.close()
+
+
+def test_text_appears_as_it_is_generated() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        env=python_environment(),
+    )
+    assert process.stdout is not None
+    first = os.read(process.stdout.fileno(), 1 << 16)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert len(first) < len(rest)
+
+
+def test_a_wrong_environment_is_one_line_too(tmp_path: Path) -> None:
+    script = tmp_path / "ryzanstein"
+    script.write_text(RUN)
+    for name, value in {"RYZANSTEIN_ISA": "pentium", "RYZANSTEIN_THREADS": "many"}.items():
+        result = run_python(str(script), "generate", "x", **{name: value})
+        assert result.returncode == 2
+        assert result.stderr.startswith("ryzanstein: ")
+        assert value in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_output_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    script = tmp_path / "ryzanstein"
+    script.write_text(RUN)
+    arguments = ("generate", "é", "-n", "50", "--temperature", "3", "--seed", "1")
+    result = run_python(str(script), *arguments, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr

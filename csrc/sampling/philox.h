@@ -1,0 +1,41 @@
+// Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random
+// numbers: as easy as 1, 2, 3" (SC 2011). A draw is a pure function of key and counter, so neither
+// batching nor replaying can change it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace ryz {
+
+using PhiloxCounter = std::array<std::uint32_t, 4>;
+using PhiloxKey = std::array<std::uint32_t, 2>;
+
+constexpr PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
+  constexpr std::uint64_t kMultiplier0 = 0xD2511F53;
+  constexpr std::uint64_t kMultiplier1 = 0xCD9E8D57;
+  constexpr std::uint32_t kGoldenRatio = 0x9E3779B9;
+  constexpr std::uint32_t kSqrtThree = 0xBB67AE85;  // sqrt(3) - 1, as kGoldenRatio: 32 bits of it
+  constexpr int kRounds = 10;
+  for (int round = 0; round < kRounds; ++round) {
+    const std::uint64_t product0 = kMultiplier0 * counter[0];
+    const std::uint64_t product1 = kMultiplier1 * counter[2];
+    const auto high0 = static_cast<std::uint32_t>(product0 >> 32);
+    const auto high1 = static_cast<std::uint32_t>(product1 >> 32);
+    counter = {high1 ^ counter[1] ^ key[0], static_cast<std::uint32_t>(product1),
+               high0 ^ counter[3] ^ key[1], static_cast<std::uint32_t>(product0)};
+    key = {key[0] + kGoldenRatio, key[1] + kSqrtThree};
+  }
+  return counter;
+}
+
+// Uniform in [0, 1) with 53 random bits.
+constexpr double uniform(std::uint64_t seed, std::uint64_t position) {
+  const PhiloxCounter words =
+      philox4x32({static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(position >> 32)},
+                 {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
+  const std::uint64_t bits = (static_cast<std::uint64_t>(words[1]) << 32) | words[0];
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+}  // namespace ryz

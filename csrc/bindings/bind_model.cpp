@@ -49,13 +49,19 @@ DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::s
                           std::size_t head_dim, std::size_t intermediate_size,
                           std::size_t vocab_size, float rms_norm_eps, const std::string& act,
                           const Array<double>& inv_freq, double rope_attention_factor) {
-  return {hidden_size, num_heads,  num_kv_heads, head_dim,
-          intermediate_size, vocab_size, rms_norm_eps, activation(act),
-          to_vector(inv_freq, "inv_freq"), rope_attention_factor};
+  return {hidden_size,
+          num_heads,
+          num_kv_heads,
+          head_dim,
+          intermediate_size,
+          vocab_size,
+          rms_norm_eps,
+          activation(act),
+          to_vector(inv_freq, "inv_freq"),
+          rope_attention_factor};
 }
 
-std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config,
-                                      std::vector<LayerWeights> layers,
+std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config, std::vector<LayerWeights> layers,
                                       const py::array& embedding, const Array<float>& final_norm,
                                       const std::optional<py::array>& lm_head, int threads,
                                       const std::optional<std::string>& isa) {
@@ -85,14 +91,13 @@ Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
                   const Array<std::int32_t>& logit_rows, PagedCache& cache,
                   const std::optional<Array<float>>& hidden_states) {
   expect_ndim(block_tables, 2, "block_tables");
-  const StepBatch batch{
-      view(token_ids, "token_ids"),
-      view(positions, "positions"),
-      view(seq_starts, "seq_starts"),
-      view(slots, "slots"),
-      {block_tables.data(), static_cast<std::size_t>(block_tables.size())},
-      dim(block_tables, 1),
-      view(logit_rows, "logit_rows")};
+  const StepBatch batch{view(token_ids, "token_ids"),
+                        view(positions, "positions"),
+                        view(seq_starts, "seq_starts"),
+                        view(slots, "slots"),
+                        {block_tables.data(), static_cast<std::size_t>(block_tables.size())},
+                        dim(block_tables, 1),
+                        view(logit_rows, "logit_rows")};
   float* hidden = hidden_view(hidden_states, decoder, batch.tokens());
   Array<float> logits({batch.logit_rows.size(), decoder.config().vocab_size});
   float* out = logits.mutable_data();
@@ -135,8 +140,8 @@ void bind_model(py::module_& m) {
       .def("kernels", &Decoder::kernels)
       .def("step", &step, py::arg("token_ids").noconvert(), py::arg("positions").noconvert(),
            py::arg("seq_starts").noconvert(), py::arg("slots").noconvert(),
-           py::arg("block_tables").noconvert(), py::arg("logit_rows").noconvert(),
-           py::arg("cache"), py::arg("hidden_states").noconvert() = py::none());
+           py::arg("block_tables").noconvert(), py::arg("logit_rows").noconvert(), py::arg("cache"),
+           py::arg("hidden_states").noconvert() = py::none());
 }
 
 }  // namespace ryz

@@ -1,5 +1,5 @@
-// Single kernels under a forced tier. Outputs are caller's arrays, so that tests can put them at odd
-// addresses between guard bytes.
+// Single kernels under a forced tier. Outputs are caller's arrays, so that tests can put them at
+// odd addresses between guard bytes.
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -56,7 +56,7 @@ void ternary_linear(const std::string& isa, const TernaryMatrix& matrix,
   if (residual) expect_size(*residual, tokens * matrix.out_features(), "residual");
   const Buffer scratch(ternary_scratch_bytes(matrix.blocks()), "weight panel");
   table(isa).ternary_linear({matrix.packed(), matrix.row_scale(), matrix.out_features(),
-                             matrix.blocks(), 0, matrix.groups(), q.data(), act_scale.data(),
+                             matrix.blocks(), 0, matrix.panels(), q.data(), act_scale.data(),
                              act_sum.data(), tokens, out.mutable_data(), matrix.out_features(),
                              residual ? residual->data() : nullptr, scratch.as<std::uint8_t>()});
 }
@@ -160,14 +160,12 @@ void bind_ops(py::module_& m) {
   m.def("attention", &attention, py::arg("isa"), py::arg("cache"), py::arg("kv_head"),
         array("block_table"), py::arg("key_begin"), py::arg("key_end"), array("q"),
         py::arg("scale"), array("max"), array("sum"), array("out"));
-  m.def("attention_merge", &attention_merge, py::arg("isa"), py::arg("head_dim"),
-        array("part_max"), array("part_sum"), array("part_out"), array("max"), array("sum"),
-        array("out"));
+  m.def("attention_merge", &attention_merge, py::arg("isa"), py::arg("head_dim"), array("part_max"),
+        array("part_sum"), array("part_out"), array("max"), array("sum"), array("out"));
   m.def("attention_finish", &attention_finish, py::arg("isa"), array("sum"), array("in"),
         array("out"));
   m.def("embed", &embed, py::arg("isa"), array("weights"), py::arg("row"), array("out"));
-  m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"),
-        array("out"));
+  m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"), array("out"));
 }
 
 }  // namespace ryz

@@ -6,7 +6,7 @@ PYBIND11_MODULE(_core, m) {
   ryz::bind_quant(m);
   ryz::bind_kv(m);
   ryz::bind_model(m);
-  //ryz::bind_sampling(m);
+  ryz::bind_sampling(m);
   pybind11::module_ ops = m.def_submodule("ops", "Single kernels, for tests and benchmarks.");
   ryz::bind_ops(ops);
 }

@@ -1,5 +1,5 @@
-// Checked views of numpy arrays. Arguments are bound with noconvert(), so a wrong dtype or a strided
-// array is refused by pybind11 instead of being copied behind the caller's back.
+// Checked views of numpy arrays. Arguments are bound with noconvert(), so a wrong dtype or a
+// strided array is refused by pybind11 instead of being copied behind the caller's back.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -142,9 +142,9 @@ Isa resolve_isa(const std::string& name) {
   for (Isa isa : available) {
     if (wanted == isa_name(isa)) return isa;
   }
-  throw ValidationError("[isa] " + source + "='" + wanted +
-                        "' is not a tier this CPU and build can run; use one of: " +
-                        join_names(available));
+  throw ValidationError(
+      "[isa] " + source + "='" + wanted +
+      "' is not a tier this CPU and build can run; use one of: " + join_names(available));
 }
 
 }  // namespace ryz

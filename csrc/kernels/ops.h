@@ -40,24 +40,25 @@ struct QuantizeArgs {
   std::int32_t* sum;
 };
 
-// Ternary linear over the row groups [group_begin, group_end) of ternary2.h's layout:
+// Ternary linear over the row panels [panel_begin, panel_end) of ternary2.h's layout:
 //   out[t, n] = (sum_k q[t, k] * w[n, k]) * (row_scale[n] * act_scale[t]) + residual[t, n]
-// The sum is exact in int32 for every k <= kMaxInFeatures (partial sums wrap, the result fits).
+// q is within [-127, 127], as quantize makes it. The sum is exact in int32 for every
+// k <= kMaxInFeatures (partial sums may wrap, the result fits).
 struct TernaryLinearArgs {
-  const std::uint8_t* packed;    // [groups, blocks, 64], 64-byte aligned
-  const float* row_scale;        // [groups * 16], zero past the last row
-  std::size_t rows;              // N; rows past it in the last group are not written
-  std::size_t blocks;            // ceil(k / 16)
-  std::size_t group_begin;
-  std::size_t group_end;
-  const std::int8_t* q;          // [tokens, blocks * 16], 4-byte aligned
-  const float* act_scale;        // [tokens]
-  const std::int32_t* act_sum;   // [tokens]
+  const std::uint8_t* packed;  // [panels, blocks, 256], 64-byte aligned
+  const float* row_scale;      // [panels * 64]
+  std::size_t rows;            // N; rows past it in the last panel are not written
+  std::size_t blocks;          // ceil(k / 16)
+  std::size_t panel_begin;
+  std::size_t panel_end;
+  const std::int8_t* q;         // [tokens, blocks * 16], 4-byte aligned
+  const float* act_scale;       // [tokens]
+  const std::int32_t* act_sum;  // [tokens]
   std::size_t tokens;
-  float* out;                    // [tokens, out_stride]
+  float* out;  // [tokens, out_stride]
   std::size_t out_stride;
-  const float* residual;         // as out, or null for none; may be out itself
-  std::uint8_t* scratch;         // ternary_scratch_bytes(blocks), 64-byte aligned, per thread
+  const float* residual;  // as out, or null for none; may be out itself
+  std::uint8_t* scratch;  // ternary_scratch_bytes(blocks), 64-byte aligned, per thread
 };
 
 // Room for two row groups expanded to one byte per weight (prefill reads them from L2).
@@ -107,19 +108,19 @@ struct KvWriteArgs {
 //   max[h] = max_j s_j, sum[h] = sum_j exp(s_j - max), out[h] = sum_j exp(s_j - max) * v_j
 // with s_j = scale * q[h].k_j. key_begin is a multiple of kPageTokens and < key_end.
 struct AttentionArgs {
-  const float* q;                // [group, head_dim]
+  const float* q;  // [group, head_dim]
   std::size_t group;
   std::size_t head_dim;
   float scale;
-  const void* pages;             // block 0 of this layer and kv head
-  std::size_t block_bytes;       // from one block to the next
+  const void* pages;        // block 0 of this layer and kv head
+  std::size_t block_bytes;  // from one block to the next
   const std::int32_t* block_table;
   DType dtype;
   std::size_t key_begin;
   std::size_t key_end;
-  float* max;                    // [group]
-  float* sum;                    // [group]
-  float* out;                    // [group, padded_head_dim]
+  float* max;  // [group]
+  float* sum;  // [group]
+  float* out;  // [group, padded_head_dim]
 };
 
 // Folds a further part of the keys into (max, sum, out) of `group` heads, as if both had been one
@@ -160,24 +161,24 @@ struct DenseLinearArgs {
   std::size_t k;
   std::size_t row_begin;
   std::size_t row_end;
-  const float* x;       // [tokens, k]
+  const float* x;  // [tokens, k]
   std::size_t tokens;
-  float* out;           // [tokens, out_stride]
+  float* out;  // [tokens, out_stride]
   std::size_t out_stride;
 };
 
 // Every op once: X(name, Args).
-#define RYZ_OPS(X)                           \
-  X(rms_norm, RmsNormArgs)                   \
-  X(quantize, QuantizeArgs)                  \
-  X(ternary_linear, TernaryLinearArgs)       \
-  X(rope, RopeArgs)                          \
-  X(gate, GateArgs)                          \
-  X(kv_write, KvWriteArgs)                   \
-  X(attention, AttentionArgs)                \
-  X(attention_merge, AttentionMergeArgs)     \
-  X(attention_finish, AttentionFinishArgs)   \
-  X(embed, EmbedArgs)                        \
+#define RYZ_OPS(X)                         \
+  X(rms_norm, RmsNormArgs)                 \
+  X(quantize, QuantizeArgs)                \
+  X(ternary_linear, TernaryLinearArgs)     \
+  X(rope, RopeArgs)                        \
+  X(gate, GateArgs)                        \
+  X(kv_write, KvWriteArgs)                 \
+  X(attention, AttentionArgs)              \
+  X(attention_merge, AttentionMergeArgs)   \
+  X(attention_finish, AttentionFinishArgs) \
+  X(embed, EmbedArgs)                      \
   X(dense_linear, DenseLinearArgs)
 
 struct KernelTable {

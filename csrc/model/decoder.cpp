@@ -76,16 +76,15 @@ struct Decoder::Run {
   // out[T, rows of all linears] = or += linears(rms_norm(input, gain)). An empty gain leaves the
   // input as it is. Ends with a barrier.
   void project(Context& ctx, const float* input, const std::vector<float>& gain,
-               std::span<const Linear> linears, Output output, float* out,
-               std::size_t out_stride) {
+               std::span<const Linear> linears, Output output, float* out, std::size_t out_stride) {
     const std::size_t k = linears.front().matrix->in_features();
     const std::size_t k_padded = linears.front().matrix->blocks() * kBlockColumns;
     const auto [first, last] = ctx.share(tokens());
     const float* source = input;
     if (!gain.empty()) {
       for (std::size_t t = first; t < last; ++t) {
-        d.kernels_.rms_norm({input + t * k, gain.data(), config().rms_norm_eps, k,
-                             ws().normed.data() + t * k});
+        d.kernels_.rms_norm(
+            {input + t * k, gain.data(), config().rms_norm_eps, k, ws().normed.data() + t * k});
       }
       source = ws().normed.data();
     }
@@ -111,14 +110,14 @@ struct Decoder::Run {
       d.kernels_.rms_norm({row, linear.norm.data(), linear.norm_eps, k, normed});
       row = normed;
     }
-    d.kernels_.quantize({row, k, k_padded, ws().q.data() + t * k_padded,
-                         ws().act_scale.data() + t, ws().act_sum.data() + t});
+    d.kernels_.quantize({row, k, k_padded, ws().q.data() + t * k_padded, ws().act_scale.data() + t,
+                         ws().act_sum.data() + t});
   }
 
   void multiply(Context& ctx, const Linear& linear, Output output, float* out,
                 std::size_t out_stride) {
     const TernaryMatrix& m = *linear.matrix;
-    const auto [first, last] = ctx.share(m.groups());
+    const auto [first, last] = ctx.share(m.panels());
     const std::size_t scratch_bytes = d.workspace_.panels_stride;
     d.kernels_.ternary_linear(
         {m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, ws().q.data(),
@@ -136,8 +135,8 @@ struct Decoder::Run {
     for (std::size_t t = first; t < last; ++t) rotate_and_store(index, t);
     ctx.barrier();
     attend(ctx, index);
-    project(ctx, ws().attention.data(), layer.attn_sub_norm, {&layer.o_proj, 1}, Output::kAdd,
-            x, config().hidden_size);
+    project(ctx, ws().attention.data(), layer.attn_sub_norm, {&layer.o_proj, 1}, Output::kAdd, x,
+            config().hidden_size);
   }
 
   void rotate_and_store(std::size_t layer, std::size_t t) {
@@ -182,8 +181,7 @@ struct Decoder::Run {
     const std::size_t keys = static_cast<std::size_t>(batch.positions[t]) + 1;
     const auto sequence = static_cast<std::size_t>(ws().token_sequence.data()[t]);
     d.kernels_.attention({ws().qkv.data() + t * c.qkv_size() + g * c.group() * c.head_dim,
-                          c.group(), c.head_dim,
-                          1.0f / std::sqrt(static_cast<float>(c.head_dim)),
+                          c.group(), c.head_dim, 1.0f / std::sqrt(static_cast<float>(c.head_dim)),
                           cache.page(layer, 0, g), cache.block_bytes(),
                           batch.block_tables.data() + sequence * batch.max_blocks, cache.dtype(),
                           split * kSplitKeys, std::min((split + 1) * kSplitKeys, keys), into.max,
@@ -255,12 +253,12 @@ struct Decoder::Run {
     const auto [first, last] = ctx.share(tokens());
     for (std::size_t t = first; t < last; ++t) {
       const float* row = rows + t * 2 * width;
-      d.kernels_.gate({row, row + width, config().activation, width,
-                       ws().gated.data() + t * width});
+      d.kernels_.gate(
+          {row, row + width, config().activation, width, ws().gated.data() + t * width});
     }
     // No barrier: project() starts with the same share of tokens.
-    project(ctx, ws().gated.data(), layer.ffn_sub_norm, {&layer.down_proj, 1},
-            Output::kAdd, x, config().hidden_size);
+    project(ctx, ws().gated.data(), layer.ffn_sub_norm, {&layer.down_proj, 1}, Output::kAdd, x,
+            config().hidden_size);
   }
 
   void finish(Context& ctx) {
@@ -268,17 +266,16 @@ struct Decoder::Run {
     if (hidden_states != nullptr) {
       const auto [first, last] = ctx.share(tokens());
       for (std::size_t t = first; t < last; ++t) {
-        d.kernels_.rms_norm({ws().x.data() + t * width, d.final_norm_.data(),
-                             config().rms_norm_eps, width,
-                             hidden_states + (d.layers_.size() * tokens() + t) * width});
+        d.kernels_.rms_norm({ws().x.data() + t * width, d.final_norm_.data(), config().rms_norm_eps,
+                             width, hidden_states + (d.layers_.size() * tokens() + t) * width});
       }
     }
     const std::size_t rows = batch.logit_rows.size();
     const auto [first, last] = ctx.share(rows);
     for (std::size_t r = first; r < last; ++r) {
       const auto t = static_cast<std::size_t>(batch.logit_rows[r]);
-      d.kernels_.rms_norm({ws().x.data() + t * width, d.final_norm_.data(),
-                           config().rms_norm_eps, width, ws().final_rows.data() + r * width});
+      d.kernels_.rms_norm({ws().x.data() + t * width, d.final_norm_.data(), config().rms_norm_eps,
+                           width, ws().final_rows.data() + r * width});
     }
     ctx.barrier();
     if (rows == 0) return;
@@ -341,8 +338,7 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.partials.reserve(parts * c.group() * (padded_head_dim(c.head_dim) + 2));
 }
 
-void Decoder::step(const StepBatch& batch, PagedCache& cache, float* logits,
-                   float* hidden_states) {
+void Decoder::step(const StepBatch& batch, PagedCache& cache, float* logits, float* hidden_states) {
   validate_batch(config_, layers_.size(), batch, cache);
   const std::lock_guard lock(mutex_);
   reserve(batch);

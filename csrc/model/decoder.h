@@ -27,7 +27,7 @@ struct StepBatch {
   std::span<const std::int32_t> slots;         // [T]
   std::span<const std::int32_t> block_tables;  // [S, max_blocks]
   std::size_t max_blocks;
-  std::span<const std::int32_t> logit_rows;    // [R]
+  std::span<const std::int32_t> logit_rows;  // [R]
 
   std::size_t tokens() const { return token_ids.size(); }
   std::size_t sequences() const { return seq_starts.size() - 1; }

@@ -22,9 +22,9 @@ void check_config(const DecoderConfig& c) {
   expect(c.hidden_size > 0 && c.num_heads > 0 && c.num_kv_heads > 0 && c.head_dim > 0 &&
              c.intermediate_size > 0 && c.vocab_size > 0,
          "[decoder] every size in the configuration must be positive");
-  expect(c.num_heads % c.num_kv_heads == 0,
-         "[decoder] num_heads " + std::to_string(c.num_heads) +
-             " is not a multiple of num_kv_heads " + std::to_string(c.num_kv_heads));
+  expect(c.num_heads % c.num_kv_heads == 0, "[decoder] num_heads " + std::to_string(c.num_heads) +
+                                                " is not a multiple of num_kv_heads " +
+                                                std::to_string(c.num_kv_heads));
   expect(c.head_dim % 2 == 0, "[decoder] head_dim must be even for rotary embeddings");
   expect_size("inv_freq", c.inv_freq.size(), c.head_dim / 2);
 }
@@ -121,9 +121,9 @@ void validate_batch(const DecoderConfig& c, std::size_t layers, const StepBatch&
   expect(batch.seq_starts.size() >= 2, "[step] seq_starts needs at least two entries");
   expect(batch.block_tables.size() == batch.sequences() * batch.max_blocks,
          "[step] block_tables does not have one row per sequence");
-  expect(batch.seq_starts.front() == 0 &&
-             static_cast<std::size_t>(batch.seq_starts.back()) == tokens,
-         "[step] seq_starts must run from 0 to the number of tokens");
+  expect(
+      batch.seq_starts.front() == 0 && static_cast<std::size_t>(batch.seq_starts.back()) == tokens,
+      "[step] seq_starts must run from 0 to the number of tokens");
   for (std::size_t s = 0; s < batch.sequences(); ++s) {
     expect(batch.seq_starts[s] < batch.seq_starts[s + 1],
            "[step] seq_starts must ascend: sequence " + std::to_string(s) + " has no tokens");

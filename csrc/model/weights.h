@@ -39,11 +39,11 @@ struct Linear {
 
 struct LayerWeights {
   std::vector<float> input_norm;
-  std::vector<Linear> attn_in;  // q, k, v rows, in one matrix or several
+  std::vector<Linear> attn_in;       // q, k, v rows, in one matrix or several
   std::vector<float> attn_sub_norm;  // optional
   Linear o_proj;
   std::vector<float> post_attention_norm;
-  std::vector<Linear> mlp_in;  // gate, up rows
+  std::vector<Linear> mlp_in;       // gate, up rows
   std::vector<float> ffn_sub_norm;  // optional
   Linear down_proj;
 };

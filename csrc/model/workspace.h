@@ -24,17 +24,17 @@ class Scratch {
 };
 
 struct Workspace {
-  Scratch<float> x{"hidden states"};           // [T, hidden]
-  Scratch<float> normed{"normed rows"};        // [T, widest input]
-  Scratch<float> linear_normed{"normed rows"}; // [T, widest input]
+  Scratch<float> x{"hidden states"};            // [T, hidden]
+  Scratch<float> normed{"normed rows"};         // [T, widest input]
+  Scratch<float> linear_normed{"normed rows"};  // [T, widest input]
   Scratch<float> qkv{"queries, keys and values"};
   Scratch<float> attention{"attention output"};
   Scratch<float> gate_up{"feed-forward rows"};
-  Scratch<float> gated{"feed-forward rows"};   // [T, intermediate]
-  Scratch<float> final_rows{"final rows"};     // [R, hidden]
-  Scratch<float> cos{"rotary table"};          // [T, head_dim / 2]
+  Scratch<float> gated{"feed-forward rows"};  // [T, intermediate]
+  Scratch<float> final_rows{"final rows"};    // [R, hidden]
+  Scratch<float> cos{"rotary table"};         // [T, head_dim / 2]
   Scratch<float> sin{"rotary table"};
-  Scratch<std::int8_t> q{"quantised rows"};    // [T, widest input, padded]
+  Scratch<std::int8_t> q{"quantised rows"};  // [T, widest input, padded]
   Scratch<float> act_scale{"activation scales"};
   Scratch<std::int32_t> act_sum{"activation sums"};
   Scratch<std::int32_t> token_sequence{"token index"};  // [T]: which sequence

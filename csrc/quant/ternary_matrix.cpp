@@ -42,16 +42,16 @@ constexpr std::uint32_t kCodeMask = 0x03030303u;
 }  // namespace
 
 TernaryMatrix::TernaryMatrix(std::size_t out_features, std::size_t in_features)
-    : rows_(out_features), columns_(in_features), groups_(0), blocks_(0) {
+    : rows_(out_features), columns_(in_features), panels_(0), blocks_(0) {
   if (rows_ == 0 || columns_ == 0 || columns_ > kMaxInFeatures || rows_ > kMaxInFeatures) {
     throw ValidationError("[ternary_matrix] shape [" + std::to_string(rows_) + ", " +
                           std::to_string(columns_) + "] must be within 1.." +
                           std::to_string(kMaxInFeatures));
   }
-  groups_ = (rows_ + kGroupRows - 1) / kGroupRows;
+  panels_ = (rows_ + kPanelRows - 1) / kPanelRows;
   blocks_ = (columns_ + kBlockColumns - 1) / kBlockColumns;
-  packed_ = Buffer(groups_ * blocks_ * kBlockBytes, "ternary weights");
-  row_scale_ = Buffer(groups_ * kGroupRows * sizeof(float), "row scales");
+  packed_ = Buffer(panels_ * blocks_ * kBlockBytes, "ternary weights");
+  row_scale_ = Buffer(panels_ * kPanelRows * sizeof(float), "row scales");
 }
 
 void TernaryMatrix::check_rows(const char* op, std::size_t row_begin, std::size_t rows) const {

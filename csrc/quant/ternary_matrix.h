@@ -18,7 +18,7 @@ class TernaryMatrix {
 
   std::size_t out_features() const { return rows_; }
   std::size_t in_features() const { return columns_; }
-  std::size_t groups() const { return groups_; }
+  std::size_t panels() const { return panels_; }
   std::size_t blocks() const { return blocks_; }
   std::size_t bytes() const { return packed_.bytes() + row_scale_.bytes(); }
   std::size_t rows_packed() const { return rows_packed_; }
@@ -26,7 +26,8 @@ class TernaryMatrix {
   const float* row_scale() const { return row_scale_.as<float>(); }
 
   // Rows [row_begin, row_begin + 4 * quarter) from the Hugging Face form [quarter, K]: bits
-  // 2i+1..2i of byte [r, k] are the code of row i * quarter + r. Throws QuantizationError on code 3.
+  // 2i+1..2i of byte [r, k] are the code of row i * quarter + r. Throws QuantizationError on
+  // code 3.
   void pack_hf(std::size_t row_begin, const std::uint8_t* packed, std::size_t quarter, float scale);
 
   // Rows from int8 values in {-1, 0, 1}. Throws QuantizationError on any other.
@@ -44,7 +45,7 @@ class TernaryMatrix {
   void pack_row(std::size_t row, const std::uint8_t* codes, unsigned shift);
   void set_scale(std::size_t row_begin, std::size_t rows, float scale);
 
-  std::size_t rows_, columns_, groups_, blocks_;
+  std::size_t rows_, columns_, panels_, blocks_;
   std::size_t rows_packed_ = 0;
   Buffer packed_;
   Buffer row_scale_;

@@ -12,8 +12,9 @@ namespace {
 using Vec = __m256;
 using VecI = __m256i;
 constexpr std::size_t kLanes = 8;
-constexpr std::size_t kHeadTile = 2;  // query heads whose scores are kept in registers at once
-constexpr std::size_t kRowTile = 8;   // weight rows of the dense linear at once
+constexpr std::size_t kHeadTile = 2;   // query heads whose scores are kept in registers at once
+constexpr std::size_t kDenseRows = 2;  // tile of the dense linear
+constexpr std::size_t kDenseTokens = 2;
 
 // All-ones in lanes below n.
 inline __m256i first(std::size_t n) {
@@ -35,6 +36,14 @@ inline Vec load_bf16(const std::uint16_t* p) {
 inline void store_f16(std::uint16_t* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// Asks for the cache lines of kBytes bytes that lie `ahead` bytes further on.
+template <std::size_t kBytes>
+inline void prefetch_ahead(const void* p, std::size_t ahead) {
+  for (std::size_t i = 0; i < kBytes; i += 64) {
+    _mm_prefetch(static_cast<const char*>(p) + ahead + i, _MM_HINT_T0);
+  }
 }
 
 inline Vec zero() { return _mm256_setzero_ps(); }
@@ -82,8 +91,7 @@ inline VecI clamp_i8(VecI v) {
   return _mm256_min_epi32(_mm256_max_epi32(v, _mm256_set1_epi32(-128)), _mm256_set1_epi32(127));
 }
 inline void store_i8(std::int8_t* p, VecI v) {
-  const __m128i words =
-      _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
 // 2^n for integral n in [-126, 127].

@@ -7,10 +7,9 @@ namespace ryz::avx2 {
 void ternary_linear(const TernaryLinearArgs& a) noexcept;
 
 extern const KernelTable kTable;
-const KernelTable kTable = {
-    "vpmaddubsw",
+const KernelTable kTable = {"vpmaddubsw",
 #define RYZ_TABLE_ENTRY(name, Args) &name,
-    RYZ_OPS(RYZ_TABLE_ENTRY)
+                            RYZ_OPS(RYZ_TABLE_ENTRY)
 #undef RYZ_TABLE_ENTRY
 };
 

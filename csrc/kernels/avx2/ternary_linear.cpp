@@ -1,4 +1,5 @@
-// AVX2: vpmaddubsw of unsigned codes with broadcast activations, 16 rows (two ymm) by up to 4 tokens.
+// AVX2: vpmaddubsw of unsigned codes with broadcast activations, up to 8 ymm of rows and tokens at
+// once.
 //
 // int16 accumulators take 64 products of at most 2 * 2 * 127 = 508 before they are widened, so a
 // chunk is 16 blocks. Codes are weight + 1: the sum of activations is taken off at the end.
@@ -12,6 +13,7 @@ namespace {
 
 constexpr std::size_t kChunkBlocks = 16;
 constexpr std::size_t kHalves = 2;  // ymm of 8 rows in a group
+constexpr std::size_t kPrefetchBytes = 4096;
 
 inline __m256i load_dword(const std::int8_t* p) {
   int dword;
@@ -19,14 +21,15 @@ inline __m256i load_dword(const std::int8_t* p) {
   return _mm256_set1_epi32(dword);
 }
 
-inline void finish(const TernaryLinearArgs& a, std::size_t group, std::size_t token,
+// Stores a group's 16 rows of one token.
+inline void finish(const TernaryLinearArgs& a, std::size_t group_row, std::size_t token,
                    const __m256i (&sums)[kHalves]) {
   for (std::size_t half = 0; half < kHalves; ++half) {
-    const std::size_t row = group * kGroupRows + 8 * half;
+    const std::size_t row = group_row + 8 * half;
     if (row >= a.rows) return;
     const int left = a.rows - row < 8 ? static_cast<int>(a.rows - row) : 8;
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left),
-                                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    const __m256i mask =
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     const __m256i exact = _mm256_sub_epi32(sums[half], _mm256_set1_epi32(a.act_sum[token]));
     const __m256 scale =
         _mm256_mul_ps(_mm256_loadu_ps(a.row_scale + row), _mm256_set1_ps(a.act_scale[token]));
@@ -37,59 +40,75 @@ inline void finish(const TernaryLinearArgs& a, std::size_t group, std::size_t to
   }
 }
 
-template <std::size_t kTokens>
-void tile(const TernaryLinearArgs& a, std::size_t group, std::size_t token) {
+template <std::size_t kTokens, std::size_t kGroups>
+void tile(const TernaryLinearArgs& a, std::size_t panel, std::size_t group, std::size_t token) {
   const std::size_t stride = a.blocks * kBlockColumns;
-  const std::uint8_t* packed = a.packed + group * a.blocks * kBlockBytes;
+  const std::uint8_t* packed = a.packed + panel * a.blocks * kBlockBytes + group * kGroupBytes;
   const std::int8_t* q = a.q + token * stride;
   const __m256i code_mask = _mm256_set1_epi8(3);
-  __m256i sums[kTokens][kHalves] = {};
+  __m256i sums[kTokens][kGroups][kHalves] = {};
   for (std::size_t begin = 0; begin < a.blocks; begin += kChunkBlocks) {
     const std::size_t end = a.blocks - begin < kChunkBlocks ? a.blocks : begin + kChunkBlocks;
-    __m256i words[kTokens][kHalves] = {};
+    __m256i words[kTokens][kGroups][kHalves] = {};
     for (std::size_t block = begin; block < end; ++block) {
-      const auto* bytes = reinterpret_cast<const __m256i*>(packed + block * kBlockBytes);
-      const __m256i low = _mm256_load_si256(bytes);
-      const __m256i high = _mm256_load_si256(bytes + 1);
+      const std::uint8_t* bytes = packed + block * kBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes), _MM_HINT_T0);
 #pragma GCC unroll 4
-      for (int plane = 0; plane < 4; ++plane) {
-        const __m256i w0 = _mm256_and_si256(_mm256_srli_epi16(low, 2 * plane), code_mask);
-        const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(high, 2 * plane), code_mask);
-#pragma GCC unroll 4
+      for (std::size_t plane = 0; plane < 4; ++plane) {
+        __m256i x[kTokens];
         for (std::size_t t = 0; t < kTokens; ++t) {
-          const __m256i x = load_dword(q + t * stride + block * kBlockColumns +
-                                       4 * static_cast<std::size_t>(plane));
-          words[t][0] = _mm256_add_epi16(words[t][0], _mm256_maddubs_epi16(w0, x));
-          words[t][1] = _mm256_add_epi16(words[t][1], _mm256_maddubs_epi16(w1, x));
+          x[t] = load_dword(q + t * stride + block * kBlockColumns + 4 * plane);
+        }
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < kGroups * kHalves; ++i) {
+          const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes) + i);
+          const __m256i w =
+              _mm256_and_si256(_mm256_srli_epi16(codes, static_cast<int>(2 * plane)), code_mask);
+          for (std::size_t t = 0; t < kTokens; ++t) {
+            __m256i& word = words[t][i / kHalves][i % kHalves];
+            word = _mm256_add_epi16(word, _mm256_maddubs_epi16(w, x[t]));
+          }
         }
       }
     }
     const __m256i ones = _mm256_set1_epi16(1);
     for (std::size_t t = 0; t < kTokens; ++t) {
-      for (std::size_t half = 0; half < kHalves; ++half) {
-        sums[t][half] =
-            _mm256_add_epi32(sums[t][half], _mm256_madd_epi16(words[t][half], ones));
+      for (std::size_t i = 0; i < kGroups * kHalves; ++i) {
+        __m256i& sum = sums[t][i / kHalves][i % kHalves];
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words[t][i / kHalves][i % kHalves], ones));
       }
     }
   }
-  for (std::size_t t = 0; t < kTokens; ++t) finish(a, group, token + t, sums[t]);
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    for (std::size_t g = 0; g < kGroups; ++g) {
+      finish(a, panel * kPanelRows + (group + g) * kGroupRows, token + t, sums[t][g]);
+    }
+  }
+}
+
+// kTokens x kGroups is chosen to fill the 16 registers with int16 accumulators and no more.
+template <std::size_t kTokens, std::size_t kGroups>
+void tiles(const TernaryLinearArgs& a, std::size_t panel, std::size_t token) {
+  for (std::size_t group = 0; group < kPanelGroups; group += kGroups) {
+    tile<kTokens, kGroups>(a, panel, group, token);
+  }
 }
 
 }  // namespace
 
 void ternary_linear(const TernaryLinearArgs& a) noexcept {
-  for (std::size_t group = a.group_begin; group < a.group_end; ++group) {
+  for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::size_t token = 0;
-    for (; token + 4 <= a.tokens; token += 4) tile<4>(a, group, token);
+    for (; token + 4 <= a.tokens; token += 4) tiles<4, 1>(a, panel, token);
     switch (a.tokens - token) {
       case 3:
-        tile<3>(a, group, token);
+        tiles<3, 1>(a, panel, token);
         break;
       case 2:
-        tile<2>(a, group, token);
+        tiles<2, 2>(a, panel, token);
         break;
       case 1:
-        tile<1>(a, group, token);
+        tiles<1, 4>(a, panel, token);
         break;
       default:
         break;

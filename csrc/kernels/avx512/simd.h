@@ -12,8 +12,9 @@ namespace {
 using Vec = __m512;
 using VecI = __m512i;
 constexpr std::size_t kLanes = 16;
-constexpr std::size_t kHeadTile = 4;  // query heads whose scores are kept in registers at once
-constexpr std::size_t kRowTile = 8;   // weight rows of the dense linear at once
+constexpr std::size_t kHeadTile = 4;   // query heads whose scores are kept in registers at once
+constexpr std::size_t kDenseRows = 4;  // tile of the dense linear
+constexpr std::size_t kDenseTokens = 3;
 
 inline __mmask16 first(std::size_t n) {
   return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1);
@@ -21,12 +22,8 @@ inline __mmask16 first(std::size_t n) {
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
-inline Vec load_first(const float* p, std::size_t n) {
-  return _mm512_maskz_loadu_ps(first(n), p);
-}
-inline void store_first(float* p, Vec v, std::size_t n) {
-  _mm512_mask_storeu_ps(p, first(n), v);
-}
+inline Vec load_first(const float* p, std::size_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline void store_first(float* p, Vec v, std::size_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
 inline Vec load_f16(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -38,6 +35,14 @@ inline Vec load_bf16(const std::uint16_t* p) {
 inline void store_f16(std::uint16_t* p, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// Asks for the cache lines of kBytes bytes that lie `ahead` bytes further on.
+template <std::size_t kBytes>
+inline void prefetch_ahead(const void* p, std::size_t ahead) {
+  for (std::size_t i = 0; i < kBytes; i += 64) {
+    _mm_prefetch(static_cast<const char*>(p) + ahead + i, _MM_HINT_T0);
+  }
 }
 
 inline Vec zero() { return _mm512_setzero_ps(); }

@@ -1,12 +1,12 @@
-// AVX-512: vpdpbusd of unsigned codes with broadcast activations; a zmm is 4 consecutive k of 16 rows,
-// so accumulators are per row and nothing is summed across lanes.
+// AVX-512: vpdpbusd of unsigned codes with broadcast activations; a zmm is 4 consecutive k of 16
+// rows, so accumulators are per row and nothing is summed across lanes.
 //
 // Three regimes, one integer result:
 //   one token   memory bound. Planes are masked, not shifted: plane p's products come out times 4^p
 //               in an accumulator of their own, and one exact shift at the end undoes that. Per 64
-//               bytes: 4 vpandd + 4 vpdpbusd. Four row groups share each broadcast.
+//               bytes: 4 vpandd + 4 vpdpbusd. The four groups of a panel share each broadcast.
 //   2..8        codes shifted to bit 0 once, then used for every token from registers.
-//   more        two row groups expanded to bytes in scratch (L2), then tiles of 2 groups x 12
+//   more        half a panel expanded to bytes in scratch (L2), then tiles of 2 groups x 12
 //               tokens: 24 accumulators, 2 weight loads and 12 broadcasts for 24 vpdpbusd.
 // Codes are weight + 1: the sum of activations is taken off at the end.
 #include <immintrin.h>
@@ -17,9 +17,9 @@ namespace ryz::avx512 {
 namespace {
 
 constexpr std::size_t kPlanes = 4;
-constexpr std::size_t kSmallTokens = 8;   // widest tile that unpacks on the fly
-constexpr std::size_t kTileTokens = 12;   // widest tile over an expanded panel
-constexpr std::size_t kPanelGroups = 2;
+constexpr std::size_t kTileTokens = 12;  // widest tile over an expanded panel
+constexpr std::size_t kHalfGroups = 2;   // groups of an expanded half panel
+constexpr std::size_t kPrefetchBytes = 4096;
 // Plane 3 gains at most 4 * 128 * 127 * 16 per block and must stay inside int32 until it is folded.
 constexpr std::size_t kFoldBlocks = std::size_t{1} << 12;
 
@@ -29,11 +29,21 @@ inline __m512i load_dword(const std::int8_t* p) {
   return _mm512_set1_epi32(dword);
 }
 
-inline __m512i load_block(const std::uint8_t* p) { return _mm512_load_si512(p); }
+// sum += dot of 4 unsigned codes with 4 signed activations, per dword. Written as assembly where
+// the compiler allows: GCC 12 copies the accumulator around the intrinsic, which costs half the
+// speed.
+inline void dot4(__m512i& sum, __m512i codes, __m512i x) {
+#if defined(__GNUC__)
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
+#else
+  sum = _mm512_dpbusd_epi32(sum, codes, x);
+#endif
+}
 
-inline void finish(const TernaryLinearArgs& a, std::size_t group, std::size_t token,
-                   __m512i sum) {
-  const std::size_t row = group * kGroupRows;
+inline __m512i load_group(const std::uint8_t* p) { return _mm512_load_si512(p); }
+
+inline void finish(const TernaryLinearArgs& a, std::size_t row, std::size_t token, __m512i sum) {
+  if (row >= a.rows) return;
   const std::size_t left = a.rows - row;
   const auto mask = static_cast<__mmask16>(left >= kGroupRows ? 0xffffu : (1u << left) - 1);
   const __m512i exact = _mm512_sub_epi32(sum, _mm512_set1_epi32(a.act_sum[token]));
@@ -45,95 +55,111 @@ inline void finish(const TernaryLinearArgs& a, std::size_t group, std::size_t to
   _mm512_mask_storeu_ps(a.out + i, mask, y);
 }
 
-template <std::size_t kGroups>
-void one_token(const TernaryLinearArgs& a, std::size_t group) {
-  const std::uint8_t* packed = a.packed + group * a.blocks * kBlockBytes;
-  const std::size_t group_bytes = a.blocks * kBlockBytes;
+void one_token(const TernaryLinearArgs& a, std::size_t panel) {
+  const std::uint8_t* bytes = a.packed + panel * a.blocks * kBlockBytes;
   const __m512i masks[kPlanes] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c),
                                   _mm512_set1_epi8(0x30), _mm512_set1_epi8(-0x40)};
-  __m512i totals[kGroups] = {};
+  __m512i totals[kPanelGroups] = {};
   for (std::size_t begin = 0; begin < a.blocks; begin += kFoldBlocks) {
     const std::size_t end = a.blocks - begin < kFoldBlocks ? a.blocks : begin + kFoldBlocks;
-    __m512i sums[kGroups][kPlanes] = {};
-    for (std::size_t block = begin; block < end; ++block) {
+    __m512i sums[kPanelGroups][kPlanes] = {};
+    for (std::size_t block = begin; block < end; ++block, bytes += kBlockBytes) {
       const std::int8_t* q = a.q + block * kBlockColumns;
-      const std::uint8_t* bytes = packed + block * kBlockBytes;
+#pragma GCC unroll 4
+      for (std::size_t g = 0; g < kPanelGroups; ++g) {
+        _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes + g * kGroupBytes),
+                     _MM_HINT_T0);
+      }
 #pragma GCC unroll 4
       for (std::size_t plane = 0; plane < kPlanes; ++plane) {
         const __m512i x = load_dword(q + 4 * plane);
 #pragma GCC unroll 4
-        for (std::size_t g = 0; g < kGroups; ++g) {
-          const __m512i codes =
-              _mm512_and_si512(load_block(bytes + g * group_bytes), masks[plane]);
-          sums[g][plane] = _mm512_dpbusd_epi32(sums[g][plane], codes, x);
+        for (std::size_t g = 0; g < kPanelGroups; ++g) {
+          dot4(sums[g][plane], _mm512_and_si512(load_group(bytes + g * kGroupBytes), masks[plane]),
+               x);
         }
       }
     }
-    for (std::size_t g = 0; g < kGroups; ++g) {
+    for (std::size_t g = 0; g < kPanelGroups; ++g) {
       const __m512i low = _mm512_add_epi32(sums[g][0], _mm512_srai_epi32(sums[g][1], 2));
-      const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(sums[g][2], 4),
-                                            _mm512_srai_epi32(sums[g][3], 6));
+      const __m512i high =
+          _mm512_add_epi32(_mm512_srai_epi32(sums[g][2], 4), _mm512_srai_epi32(sums[g][3], 6));
       totals[g] = _mm512_add_epi32(totals[g], _mm512_add_epi32(low, high));
     }
   }
-  for (std::size_t g = 0; g < kGroups; ++g) finish(a, group + g, 0, totals[g]);
+  for (std::size_t g = 0; g < kPanelGroups; ++g) {
+    finish(a, panel * kPanelRows + g * kGroupRows, 0, totals[g]);
+  }
 }
 
 template <std::size_t kTokens, std::size_t kGroups>
-void small_tile(const TernaryLinearArgs& a, std::size_t group, std::size_t token) {
+void small_tile(const TernaryLinearArgs& a, std::size_t panel, std::size_t group) {
   const std::size_t stride = a.blocks * kBlockColumns;
-  const std::size_t group_bytes = a.blocks * kBlockBytes;
-  const std::uint8_t* packed = a.packed + group * group_bytes;
-  const std::int8_t* q = a.q + token * stride;
+  const std::uint8_t* bytes = a.packed + panel * a.blocks * kBlockBytes + group * kGroupBytes;
+  const std::int8_t* q = a.q;
   const __m512i code_mask = _mm512_set1_epi8(3);
   __m512i sums[kGroups][kTokens] = {};
-  for (std::size_t block = 0; block < a.blocks; ++block) {
-    __m512i codes[kGroups];
+  for (std::size_t block = 0; block < a.blocks; ++block, bytes += kBlockBytes) {
+#pragma GCC unroll 4
     for (std::size_t g = 0; g < kGroups; ++g) {
-      codes[g] = load_block(packed + g * group_bytes + block * kBlockBytes);
+      _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes + g * kGroupBytes),
+                   _MM_HINT_T0);
     }
 #pragma GCC unroll 4
     for (std::size_t plane = 0; plane < kPlanes; ++plane) {
       __m512i weights[kGroups];
+#pragma GCC unroll 4
       for (std::size_t g = 0; g < kGroups; ++g) {
-        weights[g] = _mm512_and_si512(codes[g], code_mask);
-        codes[g] = _mm512_srli_epi16(codes[g], 2);
+        weights[g] = _mm512_and_si512(_mm512_srli_epi16(load_group(bytes + g * kGroupBytes),
+                                                        static_cast<unsigned>(2 * plane)),
+                                      code_mask);
       }
 #pragma GCC unroll 8
       for (std::size_t t = 0; t < kTokens; ++t) {
         const __m512i x = load_dword(q + t * stride + block * kBlockColumns + 4 * plane);
-        for (std::size_t g = 0; g < kGroups; ++g) {
-          sums[g][t] = _mm512_dpbusd_epi32(sums[g][t], weights[g], x);
-        }
+#pragma GCC unroll 4
+        for (std::size_t g = 0; g < kGroups; ++g) dot4(sums[g][t], weights[g], x);
       }
     }
   }
+#pragma GCC unroll 4
   for (std::size_t g = 0; g < kGroups; ++g) {
-    for (std::size_t t = 0; t < kTokens; ++t) finish(a, group + g, token + t, sums[g][t]);
-  }
-}
-
-// Expands `groups` (1 or 2) row groups to bytes: scratch[block][plane][group][64]. A missing second
-// group is left as it was: its sums are not stored.
-void expand_panel(const TernaryLinearArgs& a, std::size_t group, std::size_t groups) {
-  const __m512i code_mask = _mm512_set1_epi8(3);
-  for (std::size_t g = 0; g < groups; ++g) {
-    const std::uint8_t* packed = a.packed + (group + g) * a.blocks * kBlockBytes;
-    std::uint8_t* out = a.scratch + g * kBlockBytes;
-    for (std::size_t block = 0; block < a.blocks; ++block) {
-      __m512i codes = load_block(packed + block * kBlockBytes);
-      for (std::size_t plane = 0; plane < kPlanes; ++plane) {
-        _mm512_store_si512(out + (block * kPlanes + plane) * kPanelGroups * kBlockBytes,
-                           _mm512_and_si512(codes, code_mask));
-        codes = _mm512_srli_epi16(codes, 2);
-      }
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < kTokens; ++t) {
+      finish(a, panel * kPanelRows + (group + g) * kGroupRows, t, sums[g][t]);
     }
   }
 }
 
+template <std::size_t kTokens, std::size_t kGroups>
+void small_tiles(const TernaryLinearArgs& a) {
+  for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+    for (std::size_t group = 0; group < kPanelGroups; group += kGroups) {
+      small_tile<kTokens, kGroups>(a, panel, group);
+    }
+  }
+}
+
+// Expands two row groups to bytes: scratch[block][plane][group][64].
+void expand_half(const TernaryLinearArgs& a, std::size_t panel, std::size_t group) {
+  const __m512i code_mask = _mm512_set1_epi8(3);
+  const std::uint8_t* bytes = a.packed + panel * a.blocks * kBlockBytes + group * kGroupBytes;
+  std::uint8_t* out = a.scratch;
+  for (std::size_t block = 0; block < a.blocks; ++block, bytes += kBlockBytes) {
+    __m512i first = load_group(bytes);
+    __m512i second = load_group(bytes + kGroupBytes);
+    for (std::size_t plane = 0; plane < kPlanes; ++plane, out += kHalfGroups * kGroupBytes) {
+      _mm512_store_si512(out, _mm512_and_si512(first, code_mask));
+      _mm512_store_si512(out + kGroupBytes, _mm512_and_si512(second, code_mask));
+      first = _mm512_srli_epi16(first, 2);
+      second = _mm512_srli_epi16(second, 2);
+    }
+  }
+}
+
+// Rows [row, row + 32) of the expanded half panel by kTokens tokens.
 template <std::size_t kTokens>
-void panel_tile(const TernaryLinearArgs& a, std::size_t group, std::size_t groups,
-                std::size_t token) {
+void half_tile(const TernaryLinearArgs& a, std::size_t row, std::size_t token) {
   const std::size_t stride = a.blocks * kBlockColumns;
   // Base pointers three rows apart: base, base + stride and base + 2 * stride are one address mode
   // each, so 12 rows take 5 registers where 12 pointers would spill.
@@ -141,79 +167,71 @@ void panel_tile(const TernaryLinearArgs& a, std::size_t group, std::size_t group
   const std::int8_t* bases[kBases];
   for (std::size_t i = 0; i < kBases; ++i) bases[i] = a.q + (token + 3 * i) * stride;
   const std::uint8_t* weights = a.scratch;
-  __m512i sums[kPanelGroups][kTokens] = {};
+  __m512i sums[kHalfGroups][kTokens] = {};
   for (std::size_t step = 0; step < a.blocks * kPlanes; ++step) {
-    const __m512i w0 = load_block(weights);
-    const __m512i w1 = load_block(weights + kBlockBytes);
+    const __m512i w0 = load_group(weights);
+    const __m512i w1 = load_group(weights + kGroupBytes);
 #pragma GCC unroll 12
     for (std::size_t t = 0; t < kTokens; ++t) {
       const __m512i x = load_dword(bases[t / 3] + t % 3 * stride);
-      sums[0][t] = _mm512_dpbusd_epi32(sums[0][t], w0, x);
-      sums[1][t] = _mm512_dpbusd_epi32(sums[1][t], w1, x);
+      dot4(sums[0][t], w0, x);
+      dot4(sums[1][t], w1, x);
     }
-    weights += kPanelGroups * kBlockBytes;
+    weights += kHalfGroups * kGroupBytes;
     for (std::size_t i = 0; i < kBases; ++i) bases[i] += 4;
   }
-  for (std::size_t g = 0; g < groups; ++g) {
-    for (std::size_t t = 0; t < kTokens; ++t) finish(a, group + g, token + t, sums[g][t]);
+  // Constant indices only: a variable one would keep the accumulators in memory throughout.
+#pragma GCC unroll 12
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    finish(a, row, token + t, sums[0][t]);
+    finish(a, row + kGroupRows, token + t, sums[1][t]);
   }
 }
 
-template <std::size_t kTokens>
-void small_tiles(const TernaryLinearArgs& a) {
-  std::size_t group = a.group_begin;
-  for (; group + 2 <= a.group_end; group += 2) small_tile<kTokens, 2>(a, group, 0);
-  if (group < a.group_end) small_tile<kTokens, 1>(a, group, 0);
-}
-
-void panel_remainder(const TernaryLinearArgs& a, std::size_t group, std::size_t groups,
-                     std::size_t token) {
-  using Tile = void (*)(const TernaryLinearArgs&, std::size_t, std::size_t, std::size_t);
+void half_remainder(const TernaryLinearArgs& a, std::size_t row, std::size_t token) {
+  using Tile = void (*)(const TernaryLinearArgs&, std::size_t, std::size_t);
   static constexpr Tile kTiles[kTileTokens] = {
-      nullptr,       panel_tile<1>, panel_tile<2>, panel_tile<3>, panel_tile<4>,  panel_tile<5>,
-      panel_tile<6>, panel_tile<7>, panel_tile<8>, panel_tile<9>, panel_tile<10>, panel_tile<11>};
-  const std::size_t left = a.tokens - token;
-  if (left != 0) kTiles[left](a, group, groups, token);
+      nullptr,      half_tile<1>, half_tile<2>, half_tile<3>, half_tile<4>,  half_tile<5>,
+      half_tile<6>, half_tile<7>, half_tile<8>, half_tile<9>, half_tile<10>, half_tile<11>};
+  if (token < a.tokens) kTiles[a.tokens - token](a, row, token);
 }
 
 void many_tokens(const TernaryLinearArgs& a) {
-  for (std::size_t group = a.group_begin; group < a.group_end; group += kPanelGroups) {
-    const std::size_t left = a.group_end - group;
-    const std::size_t groups = left < kPanelGroups ? left : kPanelGroups;
-    expand_panel(a, group, groups);
-    std::size_t token = 0;
-    for (; token + kTileTokens <= a.tokens; token += kTileTokens) {
-      panel_tile<kTileTokens>(a, group, groups, token);
+  for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+    for (std::size_t group = 0; group < kPanelGroups; group += kHalfGroups) {
+      const std::size_t row = panel * kPanelRows + group * kGroupRows;
+      if (row >= a.rows) return;
+      expand_half(a, panel, group);
+      std::size_t token = 0;
+      for (; token + kTileTokens <= a.tokens; token += kTileTokens) {
+        half_tile<kTileTokens>(a, row, token);
+      }
+      half_remainder(a, row, token);
     }
-    panel_remainder(a, group, groups, token);
   }
 }
 
 }  // namespace
 
 void ternary_linear(const TernaryLinearArgs& a) noexcept {
-  static_assert(kSmallTokens == 8);
   switch (a.tokens) {
-    case 1: {
-      std::size_t group = a.group_begin;
-      for (; group + 4 <= a.group_end; group += 4) one_token<4>(a, group);
-      for (; group < a.group_end; ++group) one_token<1>(a, group);
+    case 1:
+      for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) one_token(a, panel);
       return;
-    }
     case 2:
-      return small_tiles<2>(a);
+      return small_tiles<2, 4>(a);
     case 3:
-      return small_tiles<3>(a);
+      return small_tiles<3, 4>(a);
     case 4:
-      return small_tiles<4>(a);
+      return small_tiles<4, 4>(a);
     case 5:
-      return small_tiles<5>(a);
+      return small_tiles<5, 4>(a);
     case 6:
-      return small_tiles<6>(a);
+      return small_tiles<6, 4>(a);
     case 7:
-      return small_tiles<7>(a);
-    case kSmallTokens:
-      return small_tiles<8>(a);
+      return small_tiles<7, 2>(a);
+    case 8:
+      return small_tiles<8, 2>(a);
     default:
       return many_tokens(a);
   }

@@ -15,8 +15,9 @@ namespace {
 using Vec = float;
 using VecI = std::int32_t;
 constexpr std::size_t kLanes = 1;
-constexpr std::size_t kHeadTile = 1;  // query heads whose scores are kept in registers at once
-constexpr std::size_t kRowTile = 4;   // weight rows of the dense linear at once
+constexpr std::size_t kHeadTile = 1;   // query heads whose scores are kept in registers at once
+constexpr std::size_t kDenseRows = 1;  // tile of the dense linear
+constexpr std::size_t kDenseTokens = 1;
 
 inline Vec load(const float* p) { return *p; }
 inline void store(float* p, Vec v) { *p = v; }
@@ -27,6 +28,9 @@ inline void store_first(float* p, Vec v, std::size_t n) {
 inline Vec load_f16(const std::uint16_t* p) { return f16_to_f32(*p); }
 inline Vec load_bf16(const std::uint16_t* p) { return bf16_to_f32(*p); }
 inline void store_f16(std::uint16_t* p, Vec v) { *p = f32_to_f16(v); }
+
+template <std::size_t kBytes>
+inline void prefetch_ahead(const void*, std::size_t) {}
 
 inline Vec zero() { return 0.0f; }
 inline Vec broadcast(float x) { return x; }

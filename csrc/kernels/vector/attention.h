@@ -54,8 +54,7 @@ inline float fold_scores(const Vec (&scores)[kScoreVecs], std::size_t count, flo
   Vec total = zero();
   for (std::size_t v = 0; v < kScoreVecs; ++v) {
     const std::size_t n = count > v * kLanes ? count - v * kLanes : 0;
-    const Vec weight =
-        select_first(exp(sub(scores[v], broadcast(new_max))), n, zero());
+    const Vec weight = select_first(exp(sub(scores[v], broadcast(new_max))), n, zero());
     store(weights + v * kLanes, weight);
     total = add(total, weight);
   }
@@ -102,8 +101,8 @@ inline void attend_heads(const AttentionArgs& a, std::size_t head) {
 
   for (std::size_t begin = a.key_begin; begin < a.key_end; begin += kPageTokens) {
     const auto block = static_cast<std::size_t>(a.block_table[begin / kPageTokens]);
-    const auto* page = reinterpret_cast<const Element*>(static_cast<const char*>(a.pages) +
-                                                        block * a.block_bytes);
+    const auto* page =
+        reinterpret_cast<const Element*>(static_cast<const char*>(a.pages) + block * a.block_bytes);
     const std::size_t left = a.key_end - begin;
     const std::size_t count = left < kPageTokens ? left : kPageTokens;
 
@@ -112,8 +111,7 @@ inline void attend_heads(const AttentionArgs& a, std::size_t head) {
     float weights[kHeads][kPageTokens];
     float shrink[kHeads];
     for (std::size_t h = 0; h < kHeads; ++h) {
-      shrink[h] =
-          fold_scores(scores[h], count, &a.max[head + h], &a.sum[head + h], weights[h]);
+      shrink[h] = fold_scores(scores[h], count, &a.max[head + h], &a.sum[head + h], weights[h]);
     }
     const Element* values = page + a.head_dim * kPageTokens;
     std::size_t d = 0;

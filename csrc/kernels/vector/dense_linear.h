@@ -1,8 +1,9 @@
 // The LM head: float activations against rows stored in f32, f16 or bf16.
 //
-// Each (row, token) sum lives in one vector accumulator that walks k in order, so its bits do not
-// depend on the tile; tiles only share loads. One token is bound by reading the weights: kRowTile
-// rows keep that many accumulators in flight, which covers the latency of fma.
+// A (row, token) sum is two vectors, the even and the odd vectors of k, added up at the end: a
+// fixed order, whatever the tile. One token is bound by reading the weights, and one row at a time
+// keeps that a single forward stream. Several tokens are bound by reloading activations, which
+// kDenseRows rows share.
 #pragma once
 
 #include "kernels/ops.h"
@@ -11,56 +12,70 @@
 namespace ryz::RYZ_TIER {
 namespace {
 
+constexpr std::size_t kDenseSums = 2;
+constexpr std::size_t kDensePrefetch = 4096;  // bytes
+
 template <typename Format, std::size_t kRows, std::size_t kTokens>
 inline void dense_tile(const DenseLinearArgs& a, std::size_t row, std::size_t token) {
+  constexpr std::size_t kStep = kDenseSums * kLanes;
   const auto* w = static_cast<const typename Format::Element*>(a.weights) + row * a.k;
   const float* x = a.x + token * a.k;
-  Vec sums[kRows][kTokens];
-  for (std::size_t r = 0; r < kRows; ++r) {
-    for (std::size_t t = 0; t < kTokens; ++t) sums[r][t] = zero();
-  }
-  std::size_t k = 0;
-  for (; k + kLanes <= a.k; k += kLanes) {
-    Vec xs[kTokens];
-    for (std::size_t t = 0; t < kTokens; ++t) xs[t] = load(x + t * a.k + k);
-    for (std::size_t r = 0; r < kRows; ++r) {
-      const Vec weight = Format::load(w + r * a.k + k);
-      for (std::size_t t = 0; t < kTokens; ++t) sums[r][t] = fma(weight, xs[t], sums[r][t]);
+  Vec sums[kRows][kTokens][kDenseSums];
+  for (auto& row_sums : sums) {
+    for (auto& token_sums : row_sums) {
+      for (Vec& sum : token_sums) sum = zero();
     }
   }
-  if (k < a.k) {
+  std::size_t k = 0;
+  for (; k + kStep <= a.k; k += kStep) {
+    for (std::size_t r = 0; r < kRows; ++r) {
+      prefetch_ahead<kStep * sizeof(*w)>(w + r * a.k + k, kDensePrefetch);
+    }
+    for (std::size_t i = 0; i < kDenseSums; ++i) {
+      Vec xs[kTokens];
+      for (std::size_t t = 0; t < kTokens; ++t) xs[t] = load(x + t * a.k + k + i * kLanes);
+      for (std::size_t r = 0; r < kRows; ++r) {
+        const Vec weight = Format::load(w + r * a.k + k + i * kLanes);
+        for (std::size_t t = 0; t < kTokens; ++t) {
+          sums[r][t][i] = fma(weight, xs[t], sums[r][t][i]);
+        }
+      }
+    }
+  }
+  for (; k < a.k; k += kLanes) {
     const std::size_t n = a.k - k;
     for (std::size_t r = 0; r < kRows; ++r) {
-      const Vec weight = load_format_first<Format>(w + r * a.k + k, n);
+      const auto* tail = w + r * a.k + k;
+      const Vec weight = n >= kLanes ? Format::load(tail) : load_format_first<Format>(tail, n);
       for (std::size_t t = 0; t < kTokens; ++t) {
-        sums[r][t] = fma(weight, load_first(x + t * a.k + k, n), sums[r][t]);
+        sums[r][t][0] = fma(weight, load_first(x + t * a.k + k, n), sums[r][t][0]);
       }
     }
   }
   for (std::size_t r = 0; r < kRows; ++r) {
     for (std::size_t t = 0; t < kTokens; ++t) {
-      a.out[(token + t) * a.out_stride + row + r] = reduce_add(sums[r][t]);
+      a.out[(token + t) * a.out_stride + row + r] = reduce_add(add(sums[r][t][0], sums[r][t][1]));
     }
   }
 }
 
+template <typename Format, std::size_t kRows>
+inline void dense_tokens(const DenseLinearArgs& a, std::size_t row) {
+  std::size_t token = 0;
+  for (; token + kDenseTokens <= a.tokens; token += kDenseTokens) {
+    dense_tile<Format, kRows, kDenseTokens>(a, row, token);
+  }
+  for (; token < a.tokens; ++token) dense_tile<Format, kRows, 1>(a, row, token);
+}
+
 template <typename Format>
 inline void dense_rows(const DenseLinearArgs& a) {
-  std::size_t token = 0;
-  for (; token + 4 <= a.tokens; token += 4) {
-    std::size_t row = a.row_begin;
-    for (; row + kRowTile / 2 <= a.row_end; row += kRowTile / 2) {
-      dense_tile<Format, kRowTile / 2, 4>(a, row, token);
-    }
-    for (; row < a.row_end; ++row) dense_tile<Format, 1, 4>(a, row, token);
+  std::size_t row = a.row_begin;
+  if (a.tokens > 1) {
+    for (; row + kDenseRows <= a.row_end; row += kDenseRows)
+      dense_tokens<Format, kDenseRows>(a, row);
   }
-  for (; token < a.tokens; ++token) {
-    std::size_t row = a.row_begin;
-    for (; row + kRowTile <= a.row_end; row += kRowTile) {
-      dense_tile<Format, kRowTile, 1>(a, row, token);
-    }
-    for (; row < a.row_end; ++row) dense_tile<Format, 1, 1>(a, row, token);
-  }
+  for (; row < a.row_end; ++row) dense_tokens<Format, 1>(a, row);
 }
 
 inline void dense_linear(const DenseLinearArgs& a) noexcept {

@@ -135,7 +135,7 @@ def generate(
     }
     text = _read_prompt(prompt)
     with _load(model, threads, context_length, kv_dtype, isa) as llm:
-        params = dataclasses.replace(llm.default_params, **_given(chosen))
+        params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         if as_json:
             completion = llm.generate(text, params)
             typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
@@ -180,7 +180,7 @@ def chat(
         "seed": seed,
     }
     with _load(model, threads, context_length, kv_dtype, isa) as llm:
-        params = dataclasses.replace(llm.default_params, **_given(chosen))
+        params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         ChatLoop(llm, params, system).run()
 
 

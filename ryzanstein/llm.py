@@ -27,8 +27,7 @@ from ryzanstein.errors import (
 from ryzanstein.loaders.hub import resolve_model
 from ryzanstein.models import inspect_tensors, load_model, read_config
 from ryzanstein.sampling import SamplingParams
-from ryzanstein.sampling.params import DEFAULT_MAX_TOKENS
-from ryzanstein.sampling.presets import default_params
+from ryzanstein.sampling.presets import read_defaults
 from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class LLM:
             )
         specials = self.tokenizer.special_tokens
         self._chat_template = ChatTemplate.from_directory(self.directory, specials)
-        self.default_params = default_params(self.directory)
+        self.defaults = read_defaults(self.directory)
         decoder = load_model(
             self.directory, threads=self.threads, isa=isa, progress=sys.stderr.isatty()
         ).decoder
@@ -161,7 +160,7 @@ class LLM:
         Args:
             prompts: a text, token ids, or a list of either.
             params: for all prompts, or a list with one for each; None takes the model's own
-                defaults (`default_params`).
+                defaults (`defaults.params`).
 
         Raises:
             ValidationError: an empty prompt, or token ids outside the vocabulary.
@@ -308,7 +307,7 @@ class LLM:
         sequence = Sequence.create(
             ids,
             params,
-            max_tokens=params.max_tokens or min(DEFAULT_MAX_TOKENS, room),
+            max_tokens=params.max_tokens or min(self.defaults.max_tokens, room),
             eos_token_ids=self.tokenizer.eos_token_ids,
         )
         return Request(sequence, params, self.tokenizer)
@@ -331,7 +330,7 @@ class LLM:
 
     def _one_params(self, params: object) -> SamplingParams:
         if params is None:
-            return self.default_params
+            return self.defaults.params
         if not isinstance(params, SamplingParams):
             raise ValidationError(f"params must be SamplingParams, got {type(params).__name__}")
         return params
@@ -364,7 +363,7 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, object]:
         "tokenizer_vocab_size": tokenizer.vocab_size,
         "eos_token_ids": tokenizer.eos_token_ids,
         "chat_template": template is not None,
-        "default_sampling": dataclasses.asdict(default_params(directory)),
+        "defaults": dataclasses.asdict(read_defaults(directory)),
     }
 
 

@@ -27,14 +27,13 @@ from ryzanstein import (
     ValidationError,
     generate,
 )
-from ryzanstein.sampling.params import DEFAULT_MAX_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 GREEDY = SamplingParams(max_tokens=16, temperature=0)
-LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
+LONG = SamplingParams(max_tokens=70, temperature=0, ignore_eos=True)
 
 
 @pytest.fixture
@@ -208,8 +207,10 @@ def test_the_models_defaults_apply_without_params(tmp_path: Path) -> None:
     stored = {"do_sample": True, "temperature": 0.5, "top_k": 7, "max_new_tokens": 5}
     directory = copy_embedded(tmp_path / "m", generation_config=stored | {"top_p": None})
     with LLM(directory, threads=1) as llm:
-        assert llm.default_params == SamplingParams(temperature=0.5, top_k=7, max_tokens=5)
+        assert llm.defaults.params == SamplingParams(temperature=0.5, top_k=7)
         assert llm.generate("x = ").usage.completion_tokens <= 5
+        room = llm.context_length - 3
+        assert llm.generate([5] * room).usage.completion_tokens <= 3
         assert llm.generate("x = ", SamplingParams(max_tokens=2)).usage.completion_tokens <= 2
 
 
@@ -298,7 +299,8 @@ def test_a_prompt_that_does_not_fit_names_both_numbers() -> None:
 
 def test_default_max_tokens(llm: LLM) -> None:
     out = llm.generate("x", SamplingParams(temperature=0, ignore_eos=True))
-    assert (out.usage.completion_tokens, out.finish_reason) == (DEFAULT_MAX_TOKENS, "length")
+    expected = (llm.defaults.max_tokens, "length")
+    assert (out.usage.completion_tokens, out.finish_reason) == expected
 
 
 def test_score_needs_two_tokens(llm: LLM) -> None:

@@ -8,9 +8,8 @@ from dataclasses import InitVar, dataclass
 from ryzanstein.config import check_integer, check_real
 from ryzanstein.errors import ValidationError
 
-__all__ = ["DEFAULT_MAX_TOKENS", "SamplingParams"]
+__all__ = ["SamplingParams"]
 
-DEFAULT_MAX_TOKENS = 256
 _MAX_SEED = 2**64 - 1
 
 
@@ -42,8 +41,9 @@ class SamplingParams:
     """How to sample and when to stop. Names follow vLLM.
 
     Args:
-        max_tokens: tokens to generate at most. None: up to 256, or to the end of the context if
-            that comes first; an explicit number that cannot fit in the context is an error.
+        max_tokens: tokens to generate at most. None takes the model's default (max_new_tokens of
+            its generation_config.json, else 256), or the end of the context if that comes first; an
+            explicit number that cannot fit in the context is an error.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 (or -1) keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches it, in (0, 1].

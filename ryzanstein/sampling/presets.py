@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ryzanstein.config import check_integer
 from ryzanstein.errors import CorruptFileError, ValidationError
 from ryzanstein.loaders.json_file import read_json_object
 from ryzanstein.sampling.params import SamplingParams
@@ -11,16 +13,30 @@ from ryzanstein.sampling.params import SamplingParams
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["default_params"]
+__all__ = ["Defaults", "read_defaults"]
 
-_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+_FALLBACK_MAX_TOKENS = 256
+_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
-def default_params(directory: Path) -> SamplingParams:
-    """Return the sampling of generation_config.json, with the meaning transformers gives it.
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What applies where the caller says nothing.
+
+    Args:
+        params: used when no SamplingParams are given.
+        max_tokens: used when SamplingParams leave max_tokens open.
+    """
+
+    params: SamplingParams
+    max_tokens: int
+
+
+def read_defaults(directory: Path) -> Defaults:
+    """Return the defaults of generation_config.json, with the meaning transformers gives it.
 
     As there, `do_sample` absent or false means greedy. Fields that are absent or null take the
-    defaults of SamplingParams.
+    defaults of SamplingParams, and 256 tokens.
 
     Raises:
         CorruptFileError: the file does not parse, or a value is outside its range.
@@ -32,7 +48,10 @@ def default_params(directory: Path) -> SamplingParams:
     }
     if stored.get("do_sample") is not True:
         fields["temperature"] = 0.0
+    max_tokens = stored.get("max_new_tokens")
+    if max_tokens is None:
+        max_tokens = _FALLBACK_MAX_TOKENS
     try:
-        return SamplingParams(**fields)
+        return Defaults(SamplingParams(**fields), check_integer("max_new_tokens", max_tokens, 1))
     except ValidationError as error:
         raise CorruptFileError(f"{path}: {error}") from error

@@ -25,9 +25,6 @@ from ryzanstein.models import LoadedModel, load_model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# What the packages' own imports and loading warn about is not ours to fix.
-pytestmark = pytest.mark.filterwarnings("default:::(torch|transformers|accelerate)")
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:

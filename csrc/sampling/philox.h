@@ -29,6 +29,12 @@ constexpr PhiloxCounter philox4x32(PhiloxCounter counter, PhiloxKey key) {
   return counter;
 }
 
+// Known answers of the authors' Random123 library.
+static_assert(philox4x32({}, {}) == PhiloxCounter{0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8});
+static_assert(philox4x32({0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344},
+                         {0xA4093822, 0x299F31D0}) ==
+              PhiloxCounter{0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1});
+
 // Uniform in [0, 1) with 53 random bits.
 constexpr double uniform(std::uint64_t seed, std::uint64_t position) {
   const PhiloxCounter words =

@@ -1,0 +1,117 @@
+"""A worker that times llama.cpp through the C API that llama-cpp-python wraps.
+
+Runs in the peer's own environment; `bench.peers` starts it. Settings are those of llama-bench:
+batch 2048, micro-batch 512, mapped weights, automatic flash attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+
+import llama_cpp as ll  # type: ignore[import-not-found, unused-ignore]
+
+from bench.workload import Workload, random_tokens, serve
+
+_BATCH = 2048
+_MICRO_BATCH = 512
+
+
+@ll.llama_log_callback  # type: ignore[untyped-decorator, misc, unused-ignore]
+def _silent(level: int, text: bytes, user: ctypes.c_void_p) -> None:
+    """Drop llama.cpp's log: its debug lines would swamp the figures."""
+
+
+class LlamaCpp:
+    """llama.cpp on one model file."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        ll.llama_log_set(_silent, ctypes.c_void_p(0))
+        ll.llama_backend_init()
+        model = ll.llama_model_load_from_file(path.encode(), ll.llama_model_default_params())
+        if model is None:
+            raise SystemExit(f"llama.cpp cannot load {path}")
+        self._model = model
+        self._threads = threads
+        self._vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
+        self._prepared: Workload | None = None
+        self._context: int | None = None
+
+    def describe(self) -> str:
+        """Return name and version."""
+        return f"llama.cpp (llama-cpp-python {ll.__version__})"
+
+    def prepare(self, workload: Workload) -> None:
+        """Empty the cache and fill it to the depth: one sequence, then shared with the others."""
+        if workload != self._prepared:
+            self._open(workload)
+        memory = ll.llama_get_memory(self._context)
+        ll.llama_memory_clear(memory, True)
+        for begin in range(0, workload.depth, _BATCH):
+            self._decode(min(_BATCH, workload.depth - begin))
+        for sequence in range(1, workload.sequences if workload.depth else 1):
+            ll.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
+
+    def run(self, workload: Workload) -> None:
+        """Process the tokens; every decode step waits for its logits, as a sampler would."""
+        if workload.sequences == 1:
+            for begin in range(0, workload.prompt, _BATCH):
+                self._decode(min(_BATCH, workload.prompt - begin))
+            for _ in range(workload.generate):
+                self._decode(1)
+        elif workload.prompt:
+            self._decode_many(workload.depth, workload.prompt, workload.sequences)
+        else:
+            for step in range(workload.generate):
+                self._decode_many(workload.depth + step, 1, workload.sequences)
+
+    def _open(self, workload: Workload) -> None:
+        if self._context is not None:
+            ll.llama_free(self._context)
+        params = ll.llama_context_default_params()
+        # Shared depth needs one unified buffer; then n_ctx is the total over the sequences.
+        params.kv_unified = workload.sequences > 1
+        params.n_ctx = workload.length * workload.sequences
+        params.n_batch = _BATCH
+        params.n_ubatch = _MICRO_BATCH
+        params.n_seq_max = workload.sequences
+        params.n_threads = params.n_threads_batch = self._threads
+        self._context = ll.llama_init_from_model(self._model, params)
+        self._prepared = workload
+
+    def _decode(self, count: int) -> None:
+        tokens = (ll.llama_token * count)(*random_tokens(count, self._vocab))
+        self._submit(ll.llama_batch_get_one(tokens, count))
+
+    def _decode_many(self, position: int, count: int, sequences: int) -> None:
+        """Decode `count` tokens of each sequence from `position` on, logits for each last one."""
+        batch = ll.llama_batch_init(count * sequences, 0, 1)
+        batch.n_tokens = count * sequences
+        tokens = random_tokens(count * sequences, self._vocab)
+        for index in range(count * sequences):
+            sequence, offset = divmod(index, count)
+            batch.token[index] = tokens[index]
+            batch.pos[index] = position + offset
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = offset == count - 1
+        self._submit(batch)
+        ll.llama_batch_free(batch)
+
+    def _submit(self, batch: ll.llama_batch) -> None:
+        status = ll.llama_decode(self._context, batch)
+        if status != 0:
+            raise SystemExit(f"llama_decode failed with status {status}")
+        ll.llama_synchronize(self._context)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.llama_worker", description=__doc__)
+    parser.add_argument("gguf", help="the model file")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    serve(LlamaCpp(args.gguf, args.threads))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+// Alignment, zeroing, ownership, and memory that cannot be had.
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "base/aligned.h"
+#include "base/error.h"
+#include "check.h"
+
+namespace {
+
+using ryz::Buffer;
+
+void aligned_and_zeroed() {
+  for (std::size_t bytes : {std::size_t{1}, std::size_t{63}, std::size_t{64}, std::size_t{4097},
+                            (std::size_t{2} << 20) + 1, std::size_t{5} << 20}) {
+    for (int again = 0; again < 2; ++again) {  // the second may get back the first one's memory
+      const Buffer buffer(bytes, "test");
+      RYZ_CHECK(buffer.bytes() == bytes);
+      auto* data = buffer.as<unsigned char>();
+      RYZ_CHECK(reinterpret_cast<std::uintptr_t>(data) % ryz::kCacheLine == 0);
+      for (std::size_t i = 0; i < bytes; ++i) {
+        RYZ_CHECK(data[i] == 0);
+        data[i] = 0xff;
+      }
+    }
+  }
+}
+
+void empty() {
+  const Buffer none;
+  const Buffer nothing(0, "test");
+  RYZ_CHECK(none.as<char>() == nullptr && none.bytes() == 0);
+  RYZ_CHECK(nothing.as<char>() == nullptr && nothing.bytes() == 0);
+}
+
+void moves() {
+  Buffer first(100, "test");
+  char* const data = first.as<char>();
+  Buffer second(std::move(first));
+  RYZ_CHECK(second.as<char>() == data && second.bytes() == 100);
+  Buffer third(200, "test");
+  third = std::move(second);
+  RYZ_CHECK(third.as<char>() == data && third.bytes() == 100);
+  third = Buffer();
+  RYZ_CHECK(third.as<char>() == nullptr && third.bytes() == 0);
+}
+
+void out_of_memory() {
+  const std::size_t bytes = std::size_t{1} << 60;
+  const std::string message =
+      message_of<ryz::OutOfMemoryError>([&] { const Buffer buffer(bytes, "KV pages"); });
+  RYZ_CHECK(message.find("[memory] cannot allocate " + std::to_string(bytes) +
+                         " bytes for KV pages") == 0);
+}
+
+void rounding() {
+  RYZ_CHECK(ryz::round_up(0, 16) == 0);
+  RYZ_CHECK(ryz::round_up(1, 16) == 16);
+  RYZ_CHECK(ryz::round_up(16, 16) == 16);
+  RYZ_CHECK(ryz::round_up(17, 16) == 32);
+}
+
+}  // namespace
+
+int main() {
+  return run_tests([] {
+    aligned_and_zeroed();
+    empty();
+    moves();
+    out_of_memory();
+    rounding();
+  });
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from typing import TYPE_CHECKING
@@ -44,7 +45,9 @@ class ChatLoop:
     def run(self) -> None:
         """Talk until the input ends or the user leaves."""
         if self._interactive:
-            import readline  # noqa: F401 (gives input() line editing and history)
+            # Gives input() line editing and history; some builds of Python lack it.
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401
         while (line := self._read_line()) is not None:
             text = line.strip()
             if text in ("/exit", "/quit"):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
-from numbers import Real
-from typing import Literal, SupportsIndex, TypeAlias, get_args
+from numbers import Integral, Real
+from typing import Literal, TypeAlias, get_args
 
 from ryzanstein.errors import OutOfMemoryError, ValidationError
 
@@ -36,9 +35,9 @@ def check_integer(name: str, value: object, minimum: int, maximum: int | None = 
         ValidationError: names the field, the value and the range.
     """
     in_range = f"an integer >= {minimum}" if maximum is None else f"in {minimum}..{maximum}"
-    if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValidationError(f"{name} must be {in_range}, got {value!r}")
-    number = operator.index(value)
+    number = int(value)
     if number < minimum or (maximum is not None and number > maximum):
         raise ValidationError(f"{name} must be {in_range}, got {number}")
     return number

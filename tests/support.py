@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 import ryzanstein
 from ryzanstein import _core
@@ -35,6 +38,7 @@ __all__ = [
     "CHAT_TEMPLATE",
     "TinyModel",
     "Workbench",
+    "byte_level",
     "copy_embedded",
     "finish",
     "make_sequence",
@@ -121,6 +125,23 @@ def random_tokens(seed: int, count: int, vocab_size: int = _VOCAB) -> I32Array:
     return np.random.default_rng(seed).integers(0, vocab_size, count).astype(np.int32)
 
 
+def _byte_characters() -> list[str]:
+    """The character that byte-level tokenizers write for each byte (GPT-2's table)."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = itertools.count(256)
+    return [chr(byte if byte in shown else next(spare)) for byte in range(256)]
+
+
+def byte_level() -> tokenizers.Tokenizer:
+    """Token n is byte n; 256 is special."""
+    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+    return backend
+
+
 class Workbench:
     """A decoder with a page pool, run a step at a time by hand."""
 
@@ -197,7 +218,7 @@ def copy_embedded(directory: Path, **files: dict[str, Any]) -> Path:
 def python_environment(**variables: str) -> dict[str, str]:
     """Return an environment in which a child finds the package that this process imported."""
     package = str(Path(ryzanstein.__file__).parents[1])
-    return {"PYTHONPATH": package, "PATH": os.environ["PATH"], **variables}
+    return {**os.environ, "PYTHONPATH": package, **variables}
 
 
 def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -37,6 +37,12 @@ class Input(io.StringIO):
         return self.terminal
 
 
+@pytest.fixture(autouse=True)
+def single_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests quick on a busy machine."""
+    monkeypatch.setenv("RYZANSTEIN_THREADS", "1")
+
+
 @pytest.fixture
 def feed(monkeypatch: pytest.MonkeyPatch) -> Feed:
     """Give the command something to read."""
@@ -304,7 +310,7 @@ def test_ctrl_c_stops_an_answer_but_not_a_conversation(
 
 def test_ctrl_c_ends_generate_with_130() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900", "--threads", "1"],
+        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=python_environment(),
@@ -318,7 +324,7 @@ def test_ctrl_c_ends_generate_with_130() -> None:
 
 def test_a_reader_that_leaves_is_not_an_error_message() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900", "--threads", "1"],
+        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=python_environment(),
@@ -334,7 +340,7 @@ def test_a_reader_that_leaves_is_not_an_error_message() -> None:
 
 def test_text_appears_as_it_is_generated() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900", "--threads", "1"],
+        [sys.executable, "-P", "-c", RUN, "generate", "x", "-n", "900"],
         stdout=subprocess.PIPE,
         env=python_environment(),
     )

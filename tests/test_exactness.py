@@ -124,9 +124,7 @@ def test_fork_truncate_and_append_again(keep: int, model: TinyModel, kv_dtype: K
     bench.blocks.check()
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_history_of_forks_truncates_and_appends(data: st.DataObject, model: TinyModel) -> None:
     """Whatever led to a table, its next logits are those of its tokens computed whole."""
@@ -196,11 +194,11 @@ def test_thread_counts_of_the_engine(sampling: str, isa: str) -> None:
 
 
 def embedded_outcomes(llm: LLM) -> list[Any]:
-    """The same fourteen completions, made one by one, batched and streamed."""
-    prompts = ["import os\n", "def fibonacci(n):", "class A:\n    def", "x = [", "# a", "1", "\n"]
+    """The same completions, made one by one, batched and streamed."""
+    prompts = ["import os\n", "def fibonacci(n):", "x = ["]
     outcomes = []
     for temperature in (0.8, 0.0):
-        params = SamplingParams(max_tokens=24, logprobs=2, temperature=temperature, seed=5)
+        params = SamplingParams(max_tokens=12, logprobs=2, temperature=temperature, seed=5)
         runs: list[list[Completion | None]] = [
             [llm.generate(prompt, params) for prompt in prompts],
             [*reversed(llm.generate(prompts[::-1], params))],

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,8 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from support import byte_level
+from tokenizers import decoders, models, processors
 
 from ryzanstein import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
@@ -20,23 +20,6 @@ if TYPE_CHECKING:
 MIXED = "naïve café 日本語 👩‍👩‍👧 🇫🇷 \ufffd e\u0301\n\ttab  spaces"
 # Bytes that are characters, halves of characters, or neither.
 TRICKY = [0x61, 0x80, 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0xED, 0xA0, 0xEF, 0xBF, 0xBD]
-
-
-def byte_characters() -> list[str]:
-    """The character that byte-level tokenizers write for each byte (GPT-2's table)."""
-    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = itertools.count(256)
-    return [chr(byte if byte in shown else next(spare)) for byte in range(256)]
-
-
-def byte_level() -> tokenizers.Tokenizer:
-    """Token n is byte n; 256 is special."""
-    vocab = {character: byte for byte, character in enumerate(byte_characters())}
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<s>", special=True)])
-    return backend
 
 
 def byte_fallback() -> Tokenizer:

@@ -152,7 +152,7 @@ def test_make_room_preempts_the_latest_first() -> None:
     assert blocks.num_free == 6
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     requests=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 12)), min_size=1, max_size=12),
     num_blocks=st.integers(11, 30),

@@ -1,6 +1,7 @@
 #include "cpu/thread_pool.h"
 
 #include <string>
+#include <system_error>
 
 #include "base/error.h"
 
@@ -51,8 +52,14 @@ ThreadPool::ThreadPool(int threads) : threads_(threads), process_id_(current_pro
                           std::to_string(threads));
   }
   workers_.reserve(static_cast<std::size_t>(threads - 1));
-  for (int index = 1; index < threads; ++index) {
-    workers_.emplace_back([this, index] { work(index); });
+  try {
+    for (int index = 1; index < threads; ++index) {
+      workers_.emplace_back([this, index] { work(index); });
+    }
+  } catch (const std::system_error& error) {
+    stop();
+    throw ValidationError("[thread_pool] cannot start " + std::to_string(threads) +
+                          " threads: " + error.what() + "; use fewer");
   }
 }
 
@@ -62,6 +69,10 @@ ThreadPool::~ThreadPool() {
     for (std::thread& worker : workers_) worker.detach();
     return;
   }
+  stop();
+}
+
+void ThreadPool::stop() {
   stopping_ = true;
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();

@@ -34,7 +34,7 @@ class ThreadPool {
     int index_;
   };
 
-  // Throws ValidationError unless 1 <= threads <= 1024.
+  // Throws ValidationError unless 1 <= threads <= 1024 and the system grants them.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -55,6 +55,7 @@ class ThreadPool {
   void run_region(Region region, void* argument);
   void barrier();
   void work(int index);
+  void stop();
 
   const int threads_;
   const std::int64_t process_id_;

@@ -69,6 +69,7 @@ Place SortedMass::find(double target, Crossing crossing, double before) const {
 void LadderMass::build(const Logits& logits, std::span<const float> weights, Softmax softmax) {
   logits_ = &logits;
   softmax_ = softmax;
+  sorted_rung_ = kRungs;
   rungs_.resize(weights.size());
   std::transform(logits.values().begin(), logits.values().end(), rungs_.begin(), RungOf(softmax));
   mass_.assign(kRungs, 0.0);
@@ -101,15 +102,20 @@ Place LadderMass::find(double target, Crossing crossing) {
 }
 
 void LadderMass::sort_rung(std::size_t rung) {
+  if (rung == sorted_rung_) return;
+  sorted_rung_ = rung;
   const std::span<const float> values = logits_->values();
+  const auto wanted = static_cast<std::uint16_t>(rung);
   members_.clear();
   for (std::size_t begin = 0; begin < values.size(); begin += kBlock) {
     const std::size_t end = std::min(begin + kBlock, values.size());
     // One vector test per block finds the few blocks that have a member.
-    bool any = false;
-    for (std::size_t i = begin; i < end; ++i) any |= rungs_[i] == rung;
-    for (std::size_t i = begin; any && i < end; ++i) {
-      if (rungs_[i] == rung) members_.push_back({values[i], static_cast<std::int32_t>(i)});
+    std::uint16_t any = 0;
+    for (std::size_t i = begin; i < end; ++i) {
+      any |= static_cast<std::uint16_t>(rungs_[i] == wanted ? 1 : 0);
+    }
+    for (std::size_t i = begin; any != 0 && i < end; ++i) {
+      if (rungs_[i] == wanted) members_.push_back({values[i], static_cast<std::int32_t>(i)});
     }
   }
   sorted_.build(members_, softmax_);

@@ -68,6 +68,7 @@ class LadderMass {
   std::vector<double> mass_;          // of each rung
   std::vector<Candidate> members_;
   SortedMass sorted_;
+  std::size_t sorted_rung_ = 0;  // the one in sorted_
 };
 
 }  // namespace ryz

@@ -84,10 +84,10 @@ class Draw {
   bool cuts_mass() const { return top_p_ < 1.0; }
   bool cuts_logits() const { return floor_ > -kInfinity; }
 
-  // Whether from() needs no more of an order of mass `total` than its first `head`.
+  // Whether from() needs no more of an order of mass `total` than its first `head`. Without top-p,
+  // min-p must be off: it would ask for the mass down to its own cut.
   bool is_decided_by(double head, double total) const {
-    if (cuts_mass()) return top_p_ * total <= head;
-    return !cuts_logits() && uniform_ * total < head;
+    return cuts_mass() ? top_p_ * total <= head : uniform_ * total < head;
   }
 
   // `mass` is what the filters before top-p left.
@@ -117,7 +117,8 @@ std::int32_t draw_from_candidates(const Draw& draw, Scratch& scratch) {
 // is.
 std::int32_t draw_from_row(const Draw& draw, Scratch& scratch) {
   const Logits& row = scratch.logits;
-  if (draw.cuts_logits() && !draw.cuts_mass()) {
+  const bool is_min_p_alone = draw.cuts_logits() && !draw.cuts_mass();
+  if (is_min_p_alone) {
     row.gather(draw.floor(), scratch.candidates);
     if (scratch.candidates.size() <= kSortAll) return draw_from_candidates(draw, scratch);
   }
@@ -125,10 +126,14 @@ std::int32_t draw_from_row(const Draw& draw, Scratch& scratch) {
   scratch.weights.resize(row.values().size());
   const double total =
       softmax_weights(row.values(), softmax.max, softmax.inv_temperature, scratch.weights.data());
-  row.gather(row.threshold_for(kHead), scratch.candidates);
-  if (scratch.candidates.size() <= kSortAll) {
-    scratch.sorted.build(scratch.candidates, softmax);
-    if (draw.is_decided_by(scratch.sorted.total(), total)) return draw.from(scratch.sorted, total);
+  if (!is_min_p_alone) {
+    row.gather(row.threshold_for(kHead), scratch.candidates);
+    if (scratch.candidates.size() <= kSortAll) {
+      scratch.sorted.build(scratch.candidates, softmax);
+      if (draw.is_decided_by(scratch.sorted.total(), total)) {
+        return draw.from(scratch.sorted, total);
+      }
+    }
   }
   scratch.ladder.build(row, scratch.weights, softmax);
   return draw.from(scratch.ladder, total);

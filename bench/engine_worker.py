@@ -46,11 +46,12 @@ class Ryzanstein:
         return f"ryzanstein {info['version']} ({isa}, {self._kv_dtype} cache)"
 
     def prepare(self, workload: Workload) -> None:
-        """Empty the cache and fill it to the depth: one sequence, then shared with the others."""
-        if workload != self._prepared:
-            self._open(workload)
-        for table in self._tables:
-            self._blocks.free(table)
+        """Bring the cache to the depth: fill one sequence and share it, or drop a run's tokens."""
+        if workload == self._prepared:
+            for table in self._tables:
+                self._blocks.truncate(table, workload.depth)
+            return
+        self._open(workload)
         first = self._blocks.allocate()
         self._prefill([first], workload.depth)
         forks = [self._blocks.fork(first) for _ in range(workload.sequences - 1)]
@@ -70,7 +71,6 @@ class Ryzanstein:
             config.num_layers, config.num_kv_heads, config.head_dim, pages, self._kv_dtype
         )
         self._blocks = BlockManager(pages, _core.PAGE_TOKENS)
-        self._tables = []
         self._prepared = workload
 
     def _prefill(self, tables: list[BlockTable], count: int) -> F32Array:

@@ -42,11 +42,14 @@ class LlamaCpp:
         return f"llama.cpp (llama-cpp-python {ll.__version__})"
 
     def prepare(self, workload: Workload) -> None:
-        """Empty the cache and fill it to the depth: one sequence, then shared with the others."""
-        if workload != self._prepared:
-            self._open(workload)
+        """Bring the cache to the depth: fill one sequence and share it, or drop a run's tokens."""
+        if workload == self._prepared:
+            memory = ll.llama_get_memory(self._context)
+            for sequence in range(workload.sequences):
+                ll.llama_memory_seq_rm(memory, sequence, workload.depth, -1)
+            return
+        self._open(workload)
         memory = ll.llama_get_memory(self._context)
-        ll.llama_memory_clear(memory, True)
         for begin in range(0, workload.depth, _BATCH):
             self._decode(min(_BATCH, workload.depth - begin))
         for sequence in range(1, workload.sequences if workload.depth else 1):

@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Row", "measure"]
 
 _ROOT = Path(__file__).resolve().parents[1]
+# Idle threads spin for some milliseconds before they park; the other engine must not compete.
+_PARK_S = 0.1
 
 
 class Contestant(Protocol):
@@ -161,6 +164,7 @@ def measure(
             order = list(enumerate(contestants))
             for index, contestant in order if repetition % 2 == 0 else order[::-1]:
                 progress.update(task, description=f"{workload.name} {contestant.name}")
+                time.sleep(_PARK_S)
                 seconds = contestant.seconds(workload)
                 if seconds is not None:
                     samples[index].append(workload.tokens / seconds)

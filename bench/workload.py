@@ -69,7 +69,7 @@ class Engine(Protocol):
         """Return name and version."""
 
     def prepare(self, workload: Workload) -> None:
-        """Empty the cache and fill it to the workload's depth."""
+        """Bring the cache to the workload's depth and nothing more."""
 
     def run(self, workload: Workload) -> object:
         """Process the workload's tokens and wait for the result."""

@@ -88,8 +88,9 @@ class Scheduler:
     def _share_budget(self) -> tuple[list[tuple[Sequence, int]], int]:
         budget = self._token_budget
         shares: list[tuple[Sequence, int]] = []
-        # Stable: decodes (one pending token) before prompts, each in order of arrival.
-        for sequence in sorted(self.running, key=lambda s: s.num_pending > 1):
+        # An unfinished prompt took what was left of the budget, so nothing was admitted behind it:
+        # it is the last that runs, and decodes (one pending token) come first.
+        for sequence in self.running:
             n = min(budget, sequence.num_pending)
             if n:
                 shares.append((sequence, n))

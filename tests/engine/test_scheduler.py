@@ -176,6 +176,8 @@ def test_every_request_ends_within_the_limits(
         assert planned
         assert sum(len(chunk.token_ids) for _, chunk in planned) <= token_budget
         assert len(scheduler.running) <= 4
+        decodes = [0 < chunk.start == s.num_tokens - 1 for s, chunk in planned]
+        assert decodes == sorted(decodes, reverse=True), "decodes come first"
         slots = np.concatenate([chunk.slots for _, chunk in planned])
         assert len(set(slots.tolist())) == len(slots)
         blocks.check()

@@ -19,6 +19,7 @@ I8Array: TypeAlias = NDArray[np.int8]
 U8Array: TypeAlias = NDArray[np.uint8]
 # float32, float16, or bfloat16 bit patterns as uint16
 DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
+TernaryFormat: TypeAlias = Literal["two_bit", "five_trit"]
 
 PAGE_TOKENS: int
 
@@ -26,7 +27,7 @@ def build_info() -> dict[str, str | bool | list[str]]:
     """Return version, commit, compiler, assertions and compiled_isas."""
 
 def cpu_features() -> dict[str, bool]:
-    """Return each instruction-set extension the engine looks for, and whether CPU and OS offer it."""
+    """Return each extension the engine looks for, and whether CPU and OS offer it."""
 
 def available_isas() -> list[str]:
     """Return the tiers this CPU can run, lowest first."""
@@ -38,10 +39,23 @@ def resolve_isa(name: str | None = None) -> str:
         ValidationError: unknown tier, or one that this CPU or build does not have.
     """
 
-class TernaryMatrix:
-    """Ternary weights [N, K] with one float scale per row, in the layout the kernels read."""
+def kernels(isa: str | None = None) -> dict[str, str]:
+    """Return op name -> the weight format and instructions it rests on, for reports."""
 
-    def __init__(self, out_features: int, in_features: int) -> None: ...
+def preferred_ternary_format(isa: str | None = None) -> TernaryFormat:
+    """Return the format this tier reads fastest on this CPU."""
+
+class TernaryMatrix:
+    """Ternary weights [N, K] with one float scale per row, in a layout the kernels read.
+
+    The format changes size and speed (2.0 or 1.6 bits per weight), never a result.
+    """
+
+    def __init__(
+        self, out_features: int, in_features: int, format: TernaryFormat = "two_bit"
+    ) -> None: ...
+    @property
+    def format(self) -> TernaryFormat: ...
     @property
     def out_features(self) -> int: ...
     @property
@@ -58,7 +72,7 @@ class TernaryMatrix:
         """Fill rows from int8 [n, K] in {-1, 0, 1} and float32 [n]."""
 
     def pack_master(self, row_begin: int, weights: DenseArray) -> float:
-        """Ternarise full-precision rows [n, K] by absmean (scale over the whole array); return the scale.
+        """Ternarise full-precision rows [n, K] by their joint absmean, and return it.
 
         Raises QuantizationError on a non-finite weight.
         """
@@ -154,9 +168,6 @@ class Decoder:
     def isa(self) -> str: ...
     @property
     def threads(self) -> int: ...
-    def kernels(self) -> dict[str, str]:
-        """Return op name -> the kernel chosen for it."""
-
     def step(
         self,
         token_ids: I32Array,
@@ -204,10 +215,10 @@ class Sampler:
         seed: int = 0,
     ) -> None: ...
     def sample(self, logits: F32Array, history: I32Array, position: int) -> int:
-        """Return a token id for float32 [V] logits; `history` is every token so far, prompt included."""
+        """Return a token id for float32 [V] logits; `history` is prompt and answer so far."""
 
 def log_probs(logits: F32Array, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
-    """Return the token's log-probability and the `top` most likely (id, log-probability), descending."""
+    """Return the token's log-probability, and the `top` highest (id, log-probability) pairs."""
 
 def score_rows(logits: F32Array, targets: I32Array) -> F32Array:
     """Return log softmax(logits[r])[targets[r]] for float32 [R, V] and int32 [R]."""

@@ -8,8 +8,6 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ryzanstein import _core
 from ryzanstein.config import check_integer
 from ryzanstein.errors import ValidationError
@@ -159,45 +157,11 @@ def doctor() -> DoctorReport:
         available_isas=tuple(_core.available_isas()),
         compiled_isas=tuple(compiled),
         features=_core.cpu_features(),
-        kernels=_chosen_kernels(isa),
+        kernels=_core.kernels(isa),
         host=host,
         usable_cores=host.usable_cores,
         threads=default_threads(),
     )
-
-
-def _chosen_kernels(isa: str) -> dict[str, str]:
-    """Ask the smallest possible decoder, since kernels are chosen when one is made."""
-    size = 64
-
-    def linear(out_features: int) -> _core.Linear:
-        matrix = _core.TernaryMatrix(out_features, size)
-        scales = np.ones(out_features, np.float32)
-        matrix.pack_codes(0, np.zeros((out_features, size), np.int8), scales)
-        return _core.Linear(matrix)
-
-    ones = np.ones(size, np.float32)
-    config = _core.DecoderConfig(
-        hidden_size=size,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=size,
-        intermediate_size=size,
-        vocab_size=1,
-        rms_norm_eps=1e-5,
-        activation="relu2",
-        inv_freq=np.ones(size // 2, np.float64),
-    )
-    layer = _core.LayerWeights(
-        input_norm=ones,
-        attn_in=[linear(3 * size)],
-        o_proj=linear(size),
-        post_attention_norm=ones,
-        mlp_in=[linear(2 * size)],
-        down_proj=linear(size),
-    )
-    embedding = np.zeros((1, size), np.float32)
-    return _core.Decoder(config, [layer], embedding, ones, isa=isa).kernels()
 
 
 def _lines(path: Path) -> list[str]:

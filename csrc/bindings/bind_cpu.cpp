@@ -7,6 +7,7 @@
 
 #include "bindings/bindings.h"
 #include "cpu/features.h"
+#include "kernels/dispatch.h"
 
 namespace py = pybind11;
 
@@ -58,6 +59,12 @@ void bind_cpu(py::module_& m) {
   m.def("build_info", &build_info);
   m.def("cpu_features", &features);
   m.def("available_isas", [] { return names(available_isas()); });
+  m.def(
+      "kernels",
+      [](const std::optional<std::string>& isa) {
+        return describe_kernels(resolve_isa(isa.value_or("")));
+      },
+      py::arg("isa") = py::none());
   m.def(
       "resolve_isa",
       [](const std::optional<std::string>& name) {

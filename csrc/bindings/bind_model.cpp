@@ -137,7 +137,6 @@ void bind_model(py::module_& m) {
            py::keep_alive<1, 6>())
       .def_property_readonly("isa", [](const Decoder& d) { return isa_name(d.isa()); })
       .def_property_readonly("threads", &Decoder::threads)
-      .def("kernels", &Decoder::kernels)
       .def("step", &step, py::arg("token_ids").noconvert(), py::arg("positions").noconvert(),
            py::arg("seq_starts").noconvert(), py::arg("slots").noconvert(),
            py::arg("block_tables").noconvert(), py::arg("logit_rows").noconvert(), py::arg("cache"),

@@ -35,8 +35,10 @@ void rms_norm(const std::string& isa, const Floats& x, const Floats& gain, float
 
 py::tuple quantize(const std::string& isa, const Floats& x, Array<std::int8_t> q) {
   const auto k = static_cast<std::size_t>(x.size());
-  const std::size_t k_padded = round_up(k, kBlockColumns);
-  expect_size(q, k_padded, "q");
+  const auto k_padded = static_cast<std::size_t>(q.size());
+  if (k_padded < k || k_padded % 16 != 0) {
+    throw ValidationError("[ops] q must hold x and be a multiple of 16 long");
+  }
   float scale = 0.0f;
   std::int32_t sum = 0;
   table(isa).quantize({x.data(), k, k_padded, q.mutable_data(), &scale, &sum});
@@ -49,16 +51,21 @@ void ternary_linear(const std::string& isa, const TernaryMatrix& matrix,
                     const std::optional<Floats>& residual) {
   expect_ndim(q, 2, "q");
   const std::size_t tokens = dim(q, 0);
-  expect_size(q, tokens * matrix.blocks() * kBlockColumns, "q");
+  if (dim(q, 1) < matrix.blocks() * block_columns(matrix.format())) {
+    throw ValidationError("[ops] q rows must be padded with zeros to whole blocks");
+  }
   expect_size(act_scale, tokens, "act_scale");
   expect_size(act_sum, tokens, "act_sum");
   expect_size(out, tokens * matrix.out_features(), "out");
   if (residual) expect_size(*residual, tokens * matrix.out_features(), "residual");
-  const Buffer scratch(ternary_scratch_bytes(matrix.blocks()), "weight panel");
-  table(isa).ternary_linear({matrix.packed(), matrix.row_scale(), matrix.out_features(),
-                             matrix.blocks(), 0, matrix.panels(), q.data(), act_scale.data(),
-                             act_sum.data(), tokens, out.mutable_data(), matrix.out_features(),
-                             residual ? residual->data() : nullptr, scratch.as<std::uint8_t>()});
+  const Buffer scratch(ternary_scratch_bytes(matrix.in_features()), "weight panel");
+  const KernelTable& kernels = table(isa);
+  const auto op =
+      matrix.format() == TernaryFormat::kTwoBit ? kernels.ternary2_linear : kernels.ternary5_linear;
+  op({matrix.packed(), matrix.row_scale(), matrix.out_features(), matrix.blocks(), 0,
+      matrix.panels(), q.data(), dim(q, 1), act_scale.data(), act_sum.data(), tokens,
+      out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr,
+      scratch.as<std::uint8_t>()});
 }
 
 void rope(const std::string& isa, Floats x, const Floats& cos, const Floats& sin) {

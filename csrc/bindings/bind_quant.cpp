@@ -1,7 +1,12 @@
+#include <pybind11/stl.h>
+
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
+#include "kernels/dispatch.h"
 #include "quant/ternary_matrix.h"
 
 namespace py = pybind11;
@@ -59,11 +64,31 @@ Array<float> row_scales(const TernaryMatrix& matrix) {
   return out;
 }
 
+TernaryFormat parse_format(const std::string& name) {
+  for (const TernaryFormat format : {TernaryFormat::kTwoBit, TernaryFormat::kFiveTrit}) {
+    if (name == format_name(format)) return format;
+  }
+  throw ValidationError("[ternary_matrix] format '" + name + "' is not one of: two_bit, five_trit");
+}
+
 }  // namespace
 
 void bind_quant(py::module_& m) {
+  m.def(
+      "preferred_ternary_format",
+      [](const std::optional<std::string>& isa) {
+        return format_name(preferred_format(resolve_isa(isa.value_or(""))));
+      },
+      py::arg("isa") = py::none());
   py::class_<TernaryMatrix, std::shared_ptr<TernaryMatrix>>(m, "TernaryMatrix")
-      .def(py::init<std::size_t, std::size_t>(), py::arg("out_features"), py::arg("in_features"))
+      .def(py::init(
+               [](std::size_t out_features, std::size_t in_features, const std::string& format) {
+                 return std::make_shared<TernaryMatrix>(out_features, in_features,
+                                                        parse_format(format));
+               }),
+           py::arg("out_features"), py::arg("in_features"), py::arg("format") = "two_bit")
+      .def_property_readonly(
+          "format", [](const TernaryMatrix& matrix) { return format_name(matrix.format()); })
       .def_property_readonly("out_features", &TernaryMatrix::out_features)
       .def_property_readonly("in_features", &TernaryMatrix::in_features)
       .def_property_readonly("nbytes", &TernaryMatrix::bytes)

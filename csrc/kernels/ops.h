@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
-#include "quant/ternary2.h"
+#include "quant/ternary.h"
 
 namespace ryz {
 
@@ -40,29 +40,33 @@ struct QuantizeArgs {
   std::int32_t* sum;
 };
 
-// Ternary linear over the row panels [panel_begin, panel_end) of ternary2.h's layout:
+// Ternary linear over the row panels [panel_begin, panel_end) of a ternary.h layout, two-bit for
+// ternary2_linear and five-trit for ternary5_linear:
 //   out[t, n] = (sum_k q[t, k] * w[n, k]) * (row_scale[n] * act_scale[t]) + residual[t, n]
 // q is within [-127, 127], as quantize makes it. The sum is exact in int32 for every
-// k <= kMaxInFeatures (partial sums may wrap, the result fits).
+// k <= kMaxInFeatures (partial sums may wrap, the result fits), so both ops give the same bits.
 struct TernaryLinearArgs {
   const std::uint8_t* packed;  // [panels, blocks, 256], 64-byte aligned
   const float* row_scale;      // [panels * 64]
   std::size_t rows;            // N; rows past it in the last panel are not written
-  std::size_t blocks;          // ceil(k / 16)
+  std::size_t blocks;          // ceil(k / block_columns)
   std::size_t panel_begin;
   std::size_t panel_end;
-  const std::int8_t* q;         // [tokens, blocks * 16], 4-byte aligned
+  const std::int8_t* q;  // [tokens, q_stride], zeros from k to blocks * block_columns
+  std::size_t q_stride;
   const float* act_scale;       // [tokens]
   const std::int32_t* act_sum;  // [tokens]
   std::size_t tokens;
   float* out;  // [tokens, out_stride]
   std::size_t out_stride;
   const float* residual;  // as out, or null for none; may be out itself
-  std::uint8_t* scratch;  // ternary_scratch_bytes(blocks), 64-byte aligned, per thread
+  std::uint8_t* scratch;  // ternary_scratch_bytes(k), 64-byte aligned, per thread
 };
 
 // Room for two row groups expanded to one byte per weight (prefill reads them from L2).
-constexpr std::size_t ternary_scratch_bytes(std::size_t blocks) { return blocks * 512; }
+constexpr std::size_t ternary_scratch_bytes(std::size_t k) {
+  return (k + kRowPadding) * 2 * kGroupRows;
+}
 
 // Rotary embedding of one token, in place: for each of `heads` rows of head_dim,
 //   (a, b) = (x[i], x[i + head_dim/2]) -> (a*cos[i] - b*sin[i], b*cos[i] + a*sin[i]).
@@ -171,7 +175,8 @@ struct DenseLinearArgs {
 #define RYZ_OPS(X)                         \
   X(rms_norm, RmsNormArgs)                 \
   X(quantize, QuantizeArgs)                \
-  X(ternary_linear, TernaryLinearArgs)     \
+  X(ternary2_linear, TernaryLinearArgs)    \
+  X(ternary5_linear, TernaryLinearArgs)    \
   X(rope, RopeArgs)                        \
   X(gate, GateArgs)                        \
   X(kv_write, KvWriteArgs)                 \
@@ -182,7 +187,6 @@ struct DenseLinearArgs {
   X(dense_linear, DenseLinearArgs)
 
 struct KernelTable {
-  const char* ternary_kernel;  // which instructions ternary_linear rests on, for reports
 #define RYZ_TABLE_ENTRY(name, Args) void (*name)(const Args&) noexcept;
   RYZ_OPS(RYZ_TABLE_ENTRY)
 #undef RYZ_TABLE_ENTRY

@@ -78,7 +78,7 @@ struct Decoder::Run {
   void project(Context& ctx, const float* input, const std::vector<float>& gain,
                std::span<const Linear> linears, Output output, float* out, std::size_t out_stride) {
     const std::size_t k = linears.front().matrix->in_features();
-    const std::size_t k_padded = linears.front().matrix->blocks() * kBlockColumns;
+    const std::size_t k_padded = round_up(k, kRowPadding);
     const auto [first, last] = ctx.share(tokens());
     const float* source = input;
     if (!gain.empty()) {
@@ -118,12 +118,12 @@ struct Decoder::Run {
                 std::size_t out_stride) {
     const TernaryMatrix& m = *linear.matrix;
     const auto [first, last] = ctx.share(m.panels());
-    const std::size_t scratch_bytes = d.workspace_.panels_stride;
-    d.kernels_.ternary_linear(
-        {m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, ws().q.data(),
-         ws().act_scale.data(), ws().act_sum.data(), tokens(), out, out_stride,
-         output == Output::kAdd ? out : nullptr,
-         ws().panels.data() + static_cast<std::size_t>(ctx.index()) * scratch_bytes});
+    const auto op = m.format() == TernaryFormat::kTwoBit ? d.kernels_.ternary2_linear
+                                                         : d.kernels_.ternary5_linear;
+    op({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, ws().q.data(),
+        round_up(m.in_features(), kRowPadding), ws().act_scale.data(), ws().act_sum.data(),
+        tokens(), out, out_stride, output == Output::kAdd ? out : nullptr,
+        ws().panels.data() + static_cast<std::size_t>(ctx.index()) * ws().panels_stride});
   }
 
   void attention_block(Context& ctx, std::size_t index) {
@@ -299,10 +299,6 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
   validate_model(config_, layers_, embedding_, final_norm_, lm_head_);
 }
 
-std::map<std::string, std::string> Decoder::kernels() const {
-  return {{"ternary_linear", std::string(isa_name(isa_)) + " 2-bit " + kernels_.ternary_kernel}};
-}
-
 void Decoder::reserve(const StepBatch& batch) {
   const DecoderConfig& c = config_;
   const std::size_t tokens = batch.tokens();
@@ -319,7 +315,7 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.final_rows.reserve(batch.logit_rows.size() * c.hidden_size);
   ws.cos.reserve(tokens * c.head_dim / 2);
   ws.sin.reserve(tokens * c.head_dim / 2);
-  ws.q.reserve(tokens * round_up(widest, kBlockColumns));
+  ws.q.reserve(tokens * round_up(widest, kRowPadding));
   ws.act_scale.reserve(tokens);
   ws.act_sum.reserve(tokens);
   ws.token_sequence.reserve(tokens);
@@ -328,7 +324,7 @@ void Decoder::reserve(const StepBatch& batch) {
       ws.token_sequence.data()[t] = static_cast<std::int32_t>(s);
     }
   }
-  ws.panels_stride = ternary_scratch_bytes(round_up(widest, kBlockColumns) / kBlockColumns);
+  ws.panels_stride = round_up(ternary_scratch_bytes(widest), kCacheLine);
   ws.panels.reserve(threads * ws.panels_stride);
 
   const bool few = tokens * c.num_kv_heads < 8 * threads;

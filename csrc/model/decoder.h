@@ -4,10 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <mutex>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "cpu/features.h"
@@ -43,7 +41,6 @@ class Decoder {
   std::size_t num_layers() const { return layers_.size(); }
   Isa isa() const { return isa_; }
   int threads() const { return pool_.threads(); }
-  std::map<std::string, std::string> kernels() const;
 
   // Fills logits [R, V] and, unless null, hidden_states [L + 1, T, hidden]. One caller at a time:
   // others wait. Throws ValidationError, OutOfMemoryError.

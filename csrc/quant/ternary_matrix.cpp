@@ -38,18 +38,35 @@ float load_weight(const void* weights, DType dtype, std::size_t i) {
 
 // Codes of four columns in the low two bits of each byte of a dword.
 constexpr std::uint32_t kCodeMask = 0x03030303u;
+constexpr std::size_t kMaxPlanes = 5;
+
+std::uint32_t join_two_bit(const std::uint32_t (&words)[kMaxPlanes]) {
+  return words[0] | words[1] << 2 | words[2] << 4 | words[3] << 6;
+}
+
+// Codes 0..2 sum to at most 242 in each byte, so four columns share one multiplication.
+std::uint32_t join_five_trit(const std::uint32_t (&words)[kMaxPlanes]) {
+  const std::uint32_t sum = words[0] + 3 * words[1] + 9 * words[2] + 27 * words[3] + 81 * words[4];
+  std::uint32_t dword = 0;
+  for (unsigned shift = 0; shift < 32; shift += 8) {
+    const int n = static_cast<int>((sum >> shift) & 0xff) - 121;
+    dword |= static_cast<std::uint32_t>(n < 0 ? 0x80 | -n : n) << shift;
+  }
+  return dword;
+}
 
 }  // namespace
 
-TernaryMatrix::TernaryMatrix(std::size_t out_features, std::size_t in_features)
-    : rows_(out_features), columns_(in_features), panels_(0), blocks_(0) {
+TernaryMatrix::TernaryMatrix(std::size_t out_features, std::size_t in_features,
+                             TernaryFormat format)
+    : rows_(out_features), columns_(in_features), panels_(0), blocks_(0), format_(format) {
   if (rows_ == 0 || columns_ == 0 || columns_ > kMaxInFeatures || rows_ > kMaxInFeatures) {
     throw ValidationError("[ternary_matrix] shape [" + std::to_string(rows_) + ", " +
                           std::to_string(columns_) + "] must be within 1.." +
                           std::to_string(kMaxInFeatures));
   }
   panels_ = (rows_ + kPanelRows - 1) / kPanelRows;
-  blocks_ = (columns_ + kBlockColumns - 1) / kBlockColumns;
+  blocks_ = (columns_ + block_columns(format) - 1) / block_columns(format);
   packed_ = Buffer(panels_ * blocks_ * kBlockBytes, "ternary weights");
   row_scale_ = Buffer(panels_ * kPanelRows * sizeof(float), "row scales");
 }
@@ -67,39 +84,43 @@ void TernaryMatrix::set_scale(std::size_t row_begin, std::size_t rows, float sca
   rows_packed_ += rows;
 }
 
-// Packs one row from bytes that hold each column's code at bits shift+1..shift, 16 columns at a
-// time: four dwords of codes become the row's dword of the block.
+// Packs one row from bytes that hold each column's code at bits shift+1..shift, a block at a time:
+// a dword of codes per plane becomes the row's dword of the block.
 void TernaryMatrix::pack_row(std::size_t row, const std::uint8_t* codes, unsigned shift) {
-  std::uint8_t* out = packed_.as<std::uint8_t>() + ternary2_byte(row, 0, blocks_);
+  const std::size_t planes = planes_of(format_);
+  const std::size_t width = block_columns(format_);
+  std::uint8_t* out = packed_.as<std::uint8_t>() + ternary_row_byte(row, blocks_);
   std::uint32_t invalid = 0;
   for (std::size_t block = 0; block < blocks_; ++block, out += kBlockBytes) {
-    std::uint32_t words[4];
-    const std::size_t left = columns_ - block * kBlockColumns;
-    if (left >= kBlockColumns) {
-      std::memcpy(words, codes + block * kBlockColumns, sizeof words);
-      for (std::uint32_t& word : words) word = (word >> shift) & kCodeMask;
+    std::uint32_t words[kMaxPlanes];
+    const std::size_t left = columns_ - block * width;
+    if (left >= width) {
+      std::memcpy(words, codes + block * width, width);
+      for (std::size_t p = 0; p < planes; ++p) words[p] = (words[p] >> shift) & kCodeMask;
     } else {
-      std::uint8_t tail[kBlockColumns];
-      for (std::size_t k = 0; k < kBlockColumns; ++k) {
-        tail[k] = k < left ? (codes[block * kBlockColumns + k] >> shift) & 3 : 1;
+      std::uint8_t tail[kMaxPlanes * kPlaneColumns];
+      for (std::size_t k = 0; k < width; ++k) {
+        tail[k] = k < left ? (codes[block * width + k] >> shift) & 3 : 1;
       }
-      std::memcpy(words, tail, sizeof words);
+      std::memcpy(words, tail, width);
     }
-    std::uint32_t dword = 0;
-    for (unsigned plane = 0; plane < 4; ++plane) {
-      invalid |= words[plane] & (words[plane] >> 1) & 0x01010101u;
-      dword |= words[plane] << (2 * plane);
+    for (std::size_t p = 0; p < planes; ++p) {
+      invalid |= words[p] & (words[p] >> 1) & 0x01010101u;
     }
+    const std::uint32_t dword =
+        format_ == TernaryFormat::kTwoBit ? join_two_bit(words) : join_five_trit(words);
     std::memcpy(out, &dword, sizeof dword);
   }
-  if (invalid == 0) return;
-  for (std::size_t k = 0; k < columns_; ++k) {
-    if (((codes[k] >> shift) & 3) == 3) {
-      throw QuantizationError("[pack] code 3 at " + at(row, k) +
-                              ": a ternary weight is stored as 0, 1 or 2; the file is damaged or "
-                              "holds another format");
-    }
-  }
+  if (invalid != 0) throw_invalid_code(row, codes, shift);
+}
+
+void TernaryMatrix::throw_invalid_code(std::size_t row, const std::uint8_t* codes,
+                                       unsigned shift) const {
+  std::size_t column = 0;
+  while (((codes[column] >> shift) & 3) != 3) ++column;
+  throw QuantizationError("[pack] code 3 at " + at(row, column) +
+                          ": a ternary weight is stored as 0, 1 or 2; the file is damaged or "
+                          "holds another format");
 }
 
 void TernaryMatrix::pack_hf(std::size_t row_begin, const std::uint8_t* packed, std::size_t quarter,
@@ -166,9 +187,11 @@ float TernaryMatrix::pack_master(std::size_t row_begin, const void* weights, DTy
 }
 
 void TernaryMatrix::unpack_row(std::size_t row, std::int8_t* values) const {
+  const std::uint8_t* first = packed() + ternary_row_byte(row, blocks_);
+  const std::size_t width = block_columns(format_);
   for (std::size_t k = 0; k < columns_; ++k) {
-    const std::uint8_t byte = packed()[ternary2_byte(row, k, blocks_)];
-    values[k] = static_cast<std::int8_t>(((byte >> ternary2_shift(k)) & 3) - 1);
+    const std::uint8_t byte = first[k / width * kBlockBytes + k % kPlaneColumns];
+    values[k] = static_cast<std::int8_t>(ternary_weight(format_, byte, k % width / kPlaneColumns));
   }
 }
 

@@ -1,4 +1,4 @@
-// A ternary matrix [N, K] with one scale per row, packed as ternary2.h describes.
+// A ternary matrix [N, K] with one scale per row, packed as ternary.h describes.
 #pragma once
 
 #include <cstddef>
@@ -7,19 +7,20 @@
 
 #include "base/aligned.h"
 #include "base/dtype.h"
-#include "quant/ternary2.h"
+#include "quant/ternary.h"
 
 namespace ryz {
 
 class TernaryMatrix {
  public:
   // Throws ValidationError on empty or oversized shapes, OutOfMemoryError.
-  TernaryMatrix(std::size_t out_features, std::size_t in_features);
+  TernaryMatrix(std::size_t out_features, std::size_t in_features, TernaryFormat format);
 
   std::size_t out_features() const { return rows_; }
   std::size_t in_features() const { return columns_; }
   std::size_t panels() const { return panels_; }
   std::size_t blocks() const { return blocks_; }
+  TernaryFormat format() const { return format_; }
   std::size_t bytes() const { return packed_.bytes() + row_scale_.bytes(); }
   std::size_t rows_packed() const { return rows_packed_; }
   const std::uint8_t* packed() const { return packed_.as<std::uint8_t>(); }
@@ -43,9 +44,12 @@ class TernaryMatrix {
  private:
   void check_rows(const char* op, std::size_t row_begin, std::size_t rows) const;
   void pack_row(std::size_t row, const std::uint8_t* codes, unsigned shift);
+  [[noreturn]] void throw_invalid_code(std::size_t row, const std::uint8_t* codes,
+                                       unsigned shift) const;
   void set_scale(std::size_t row_begin, std::size_t rows, float scale);
 
   std::size_t rows_, columns_, panels_, blocks_;
+  TernaryFormat format_;
   std::size_t rows_packed_ = 0;
   Buffer packed_;
   Buffer row_scale_;

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ryzanstein._core import Decoder, DecoderConfig, resolve_isa
+from ryzanstein._core import Decoder, DecoderConfig, preferred_ternary_format
 from ryzanstein.errors import UnsupportedFormatError, ValidationError
 from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
 from ryzanstein.loaders.json_file import read_json_object
@@ -88,13 +88,13 @@ def load_model(
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
-    resolve_isa(isa)  # before the work, not after it
+    ternary_format = preferred_ternary_format(isa)  # a wrong tier is refused before the work
     config, family = _read_config(directory)
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
     total = sum(checkpoint.info(name).nbytes for name in checkpoint)
     with _progress(f"Loading {directory.name}", total, shown=progress) as advance:
-        reader = WeightReader(checkpoint, config, family, advance)
+        reader = WeightReader(checkpoint, config, family, ternary_format, advance)
         embedding, lm_head = reader.embedding(), reader.lm_head()
         with ThreadPoolExecutor(threads) as pool:
             layers = list(pool.map(reader.layer, range(config.num_layers)))

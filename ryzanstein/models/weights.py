@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ryzanstein._core import DenseArray, F32Array
+    from ryzanstein._core import DenseArray, F32Array, TernaryFormat
     from ryzanstein.loaders.checkpoint import Checkpoint
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
@@ -37,9 +37,11 @@ class WeightReader:
         checkpoint: Checkpoint,
         config: ModelConfig,
         family: Family,
+        ternary_format: TernaryFormat,
         advance: Callable[[int], None],
     ) -> None:
         """Take a callback that is told the bytes of each tensor once it has been read."""
+        self._ternary_format = ternary_format
         self._checkpoint = checkpoint
         self._config = config
         self._family = family
@@ -109,7 +111,7 @@ class WeightReader:
 
     def _matrix(self, prefix: str, names: tuple[str, ...]) -> TernaryMatrix:
         rows = sum(self._shapes[name][0] for name in names)
-        matrix = TernaryMatrix(rows, self._shapes[names[0]][1])
+        matrix = TernaryMatrix(rows, self._shapes[names[0]][1], self._ternary_format)
         row = 0
         for name in names:
             self._pack(matrix, row, prefix + name)

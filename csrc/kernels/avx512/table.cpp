@@ -2,14 +2,22 @@
 // The vector type comes first: the shared bodies are written against it.
 #include "kernels/vector/ops.h"
 
+namespace ryz::scalar {
+
+void ternary5_linear(const TernaryLinearArgs& a) noexcept;
+
+}  // namespace ryz::scalar
+
 namespace ryz::avx512 {
 
-void ternary_linear(const TernaryLinearArgs& a) noexcept;
+// Without byte permutes the digits cost more than the bandwidth they save: never the faster format.
+using scalar::ternary5_linear;
+void ternary2_linear(const TernaryLinearArgs& a) noexcept;
 
 extern const KernelTable kTable;
-const KernelTable kTable = {"vpdpbusd zmm",
+const KernelTable kTable = {
 #define RYZ_TABLE_ENTRY(name, Args) &name,
-                            RYZ_OPS(RYZ_TABLE_ENTRY)
+    RYZ_OPS(RYZ_TABLE_ENTRY)
 #undef RYZ_TABLE_ENTRY
 };
 

@@ -4,12 +4,13 @@
 
 namespace ryz::scalar {
 
-void ternary_linear(const TernaryLinearArgs& a) noexcept;
+void ternary2_linear(const TernaryLinearArgs& a) noexcept;
+void ternary5_linear(const TernaryLinearArgs& a) noexcept;
 
 extern const KernelTable kTable;
-const KernelTable kTable = {"scalar",
+const KernelTable kTable = {
 #define RYZ_TABLE_ENTRY(name, Args) &name,
-                            RYZ_OPS(RYZ_TABLE_ENTRY)
+    RYZ_OPS(RYZ_TABLE_ENTRY)
 #undef RYZ_TABLE_ENTRY
 };
 

@@ -42,7 +42,7 @@ inline void finish(const TernaryLinearArgs& a, std::size_t group_row, std::size_
 
 template <std::size_t kTokens, std::size_t kGroups>
 void tile(const TernaryLinearArgs& a, std::size_t panel, std::size_t group, std::size_t token) {
-  const std::size_t stride = a.blocks * kBlockColumns;
+  const std::size_t stride = a.q_stride;
   const std::uint8_t* packed = a.packed + panel * a.blocks * kBlockBytes + group * kGroupBytes;
   const std::int8_t* q = a.q + token * stride;
   const __m256i code_mask = _mm256_set1_epi8(3);
@@ -57,7 +57,8 @@ void tile(const TernaryLinearArgs& a, std::size_t panel, std::size_t group, std:
       for (std::size_t plane = 0; plane < 4; ++plane) {
         __m256i x[kTokens];
         for (std::size_t t = 0; t < kTokens; ++t) {
-          x[t] = load_dword(q + t * stride + block * kBlockColumns + 4 * plane);
+          x[t] = load_dword(q + t * stride + block * block_columns(TernaryFormat::kTwoBit) +
+                            kPlaneColumns * plane);
         }
 #pragma GCC unroll 8
         for (std::size_t i = 0; i < kGroups * kHalves; ++i) {
@@ -96,7 +97,7 @@ void tiles(const TernaryLinearArgs& a, std::size_t panel, std::size_t token) {
 
 }  // namespace
 
-void ternary_linear(const TernaryLinearArgs& a) noexcept {
+void ternary2_linear(const TernaryLinearArgs& a) noexcept {
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::size_t token = 0;
     for (; token + 4 <= a.tokens; token += 4) tiles<4, 1>(a, panel, token);

@@ -1,26 +1,32 @@
-// AVX-512: vpdpbusd of unsigned codes with broadcast activations; a zmm is 4 consecutive k of 16
-// rows, so accumulators are per row and nothing is summed across lanes.
+// Ternary linear on vpdpbusd, written once for both formats; a Format says how a group's 64 bytes
+// become planes of codes. A zmm is 4 consecutive k of 16 rows, so accumulators are per row and
+// nothing is summed across lanes.
 //
 // Three regimes, one integer result:
 //   one token   memory bound. Planes are masked, not shifted: plane p's products come out times 4^p
-//               in an accumulator of their own, and one exact shift at the end undoes that. Per 64
-//               bytes: 4 vpandd + 4 vpdpbusd. The four groups of a panel share each broadcast.
-//   2..8        codes shifted to bit 0 once, then used for every token from registers.
+//               in an accumulator of their own, and one exact shift at the end undoes that. The
+//               four groups of a panel share each broadcast.
+//   2..8        codes brought to bit 0 once, then used for every token from registers.
 //   more        half a panel expanded to bytes in scratch (L2), then tiles of 2 groups x 12
 //               tokens: 24 accumulators, 2 weight loads and 12 broadcasts for 24 vpdpbusd.
 // Codes are weight + 1: the sum of activations is taken off at the end.
+//
+// Included by one translation unit per format, each with its own instruction-set flags.
+#pragma once
+
 #include <immintrin.h>
 
 #include "kernels/ops.h"
 
-namespace ryz::avx512 {
+namespace ryz::RYZ_TIER {
 namespace {
 
-constexpr std::size_t kPlanes = 4;
-constexpr std::size_t kTileTokens = 12;  // widest tile over an expanded panel
-constexpr std::size_t kHalfGroups = 2;   // groups of an expanded half panel
+constexpr std::size_t kScaledPlanes = 4;  // distinct powers of 4 that masking leaves
+constexpr std::size_t kTileTokens = 12;   // widest tile over an expanded panel
+constexpr std::size_t kHalfGroups = 2;    // groups of an expanded half panel
 constexpr std::size_t kPrefetchBytes = 4096;
-// Plane 3 gains at most 4 * 128 * 127 * 16 per block and must stay inside int32 until it is folded.
+// An accumulator gains at most 4 * 128 * 127 * 16 per block and must stay inside int32 until it is
+// folded.
 constexpr std::size_t kFoldBlocks = std::size_t{1} << 12;
 
 inline __m512i load_dword(const std::int8_t* p) {
@@ -55,31 +61,39 @@ inline void finish(const TernaryLinearArgs& a, std::size_t row, std::size_t toke
   _mm512_mask_storeu_ps(a.out + i, mask, y);
 }
 
+inline void prefetch_groups(const std::uint8_t* bytes, std::size_t groups) {
+  for (std::size_t g = 0; g < groups; ++g) {
+    _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes + g * kGroupBytes),
+                 _MM_HINT_T0);
+  }
+}
+
+template <typename Format>
 void one_token(const TernaryLinearArgs& a, std::size_t panel) {
+  const Format format;
   const std::uint8_t* bytes = a.packed + panel * a.blocks * kBlockBytes;
-  const __m512i masks[kPlanes] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c),
-                                  _mm512_set1_epi8(0x30), _mm512_set1_epi8(-0x40)};
+  const std::int8_t* q = a.q;
   __m512i totals[kPanelGroups] = {};
   for (std::size_t begin = 0; begin < a.blocks; begin += kFoldBlocks) {
     const std::size_t end = a.blocks - begin < kFoldBlocks ? a.blocks : begin + kFoldBlocks;
-    __m512i sums[kPanelGroups][kPlanes] = {};
-    for (std::size_t block = begin; block < end; ++block, bytes += kBlockBytes) {
-      const std::int8_t* q = a.q + block * kBlockColumns;
+    __m512i sums[kPanelGroups][kScaledPlanes] = {};
+    for (std::size_t block = begin; block < end; ++block) {
+      prefetch_groups(bytes, kPanelGroups);
+      __m512i x[Format::kPlanes];
+#pragma GCC unroll 5
+      for (std::size_t p = 0; p < Format::kPlanes; ++p) x[p] = load_dword(q + kPlaneColumns * p);
 #pragma GCC unroll 4
       for (std::size_t g = 0; g < kPanelGroups; ++g) {
-        _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes + g * kGroupBytes),
-                     _MM_HINT_T0);
-      }
-#pragma GCC unroll 4
-      for (std::size_t plane = 0; plane < kPlanes; ++plane) {
-        const __m512i x = load_dword(q + 4 * plane);
-#pragma GCC unroll 4
-        for (std::size_t g = 0; g < kPanelGroups; ++g) {
-          dot4(sums[g][plane], _mm512_and_si512(load_group(bytes + g * kGroupBytes), masks[plane]),
-               x);
+        const auto codes = format.decode(load_group(bytes + g * kGroupBytes));
+#pragma GCC unroll 5
+        for (std::size_t p = 0; p < Format::kPlanes; ++p) {
+          dot4(sums[g][p % kScaledPlanes], format.scaled_plane(codes, p), x[p]);
         }
       }
+      bytes += kBlockBytes;
+      q += kPlaneColumns * Format::kPlanes;
     }
+#pragma GCC unroll 4
     for (std::size_t g = 0; g < kPanelGroups; ++g) {
       const __m512i low = _mm512_add_epi32(sums[g][0], _mm512_srai_epi32(sums[g][1], 2));
       const __m512i high =
@@ -87,40 +101,39 @@ void one_token(const TernaryLinearArgs& a, std::size_t panel) {
       totals[g] = _mm512_add_epi32(totals[g], _mm512_add_epi32(low, high));
     }
   }
+#pragma GCC unroll 4
   for (std::size_t g = 0; g < kPanelGroups; ++g) {
     finish(a, panel * kPanelRows + g * kGroupRows, 0, totals[g]);
   }
 }
 
-template <std::size_t kTokens, std::size_t kGroups>
+template <typename Format, std::size_t kTokens, std::size_t kGroups>
 void small_tile(const TernaryLinearArgs& a, std::size_t panel, std::size_t group) {
-  const std::size_t stride = a.blocks * kBlockColumns;
+  const Format format;
   const std::uint8_t* bytes = a.packed + panel * a.blocks * kBlockBytes + group * kGroupBytes;
   const std::int8_t* q = a.q;
-  const __m512i code_mask = _mm512_set1_epi8(3);
   __m512i sums[kGroups][kTokens] = {};
-  for (std::size_t block = 0; block < a.blocks; ++block, bytes += kBlockBytes) {
+  for (std::size_t block = 0; block < a.blocks; ++block) {
+    prefetch_groups(bytes, kGroups);
+    typename Format::Codes codes[kGroups];
 #pragma GCC unroll 4
     for (std::size_t g = 0; g < kGroups; ++g) {
-      _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes + g * kGroupBytes),
-                   _MM_HINT_T0);
+      codes[g] = format.decode(load_group(bytes + g * kGroupBytes));
     }
-#pragma GCC unroll 4
-    for (std::size_t plane = 0; plane < kPlanes; ++plane) {
+#pragma GCC unroll 5
+    for (std::size_t p = 0; p < Format::kPlanes; ++p) {
       __m512i weights[kGroups];
 #pragma GCC unroll 4
-      for (std::size_t g = 0; g < kGroups; ++g) {
-        weights[g] = _mm512_and_si512(_mm512_srli_epi16(load_group(bytes + g * kGroupBytes),
-                                                        static_cast<unsigned>(2 * plane)),
-                                      code_mask);
-      }
+      for (std::size_t g = 0; g < kGroups; ++g) weights[g] = format.plane(codes[g], p);
 #pragma GCC unroll 8
       for (std::size_t t = 0; t < kTokens; ++t) {
-        const __m512i x = load_dword(q + t * stride + block * kBlockColumns + 4 * plane);
+        const __m512i x = load_dword(q + t * a.q_stride + kPlaneColumns * p);
 #pragma GCC unroll 4
         for (std::size_t g = 0; g < kGroups; ++g) dot4(sums[g][t], weights[g], x);
       }
     }
+    bytes += kBlockBytes;
+    q += kPlaneColumns * Format::kPlanes;
   }
 #pragma GCC unroll 4
   for (std::size_t g = 0; g < kGroups; ++g) {
@@ -131,44 +144,44 @@ void small_tile(const TernaryLinearArgs& a, std::size_t panel, std::size_t group
   }
 }
 
-template <std::size_t kTokens, std::size_t kGroups>
+template <typename Format, std::size_t kTokens, std::size_t kGroups>
 void small_tiles(const TernaryLinearArgs& a) {
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     for (std::size_t group = 0; group < kPanelGroups; group += kGroups) {
-      small_tile<kTokens, kGroups>(a, panel, group);
+      small_tile<Format, kTokens, kGroups>(a, panel, group);
     }
   }
 }
 
 // Expands two row groups to bytes: scratch[block][plane][group][64].
+template <typename Format>
 void expand_half(const TernaryLinearArgs& a, std::size_t panel, std::size_t group) {
-  const __m512i code_mask = _mm512_set1_epi8(3);
+  const Format format;
   const std::uint8_t* bytes = a.packed + panel * a.blocks * kBlockBytes + group * kGroupBytes;
   std::uint8_t* out = a.scratch;
   for (std::size_t block = 0; block < a.blocks; ++block, bytes += kBlockBytes) {
-    __m512i first = load_group(bytes);
-    __m512i second = load_group(bytes + kGroupBytes);
-    for (std::size_t plane = 0; plane < kPlanes; ++plane, out += kHalfGroups * kGroupBytes) {
-      _mm512_store_si512(out, _mm512_and_si512(first, code_mask));
-      _mm512_store_si512(out + kGroupBytes, _mm512_and_si512(second, code_mask));
-      first = _mm512_srli_epi16(first, 2);
-      second = _mm512_srli_epi16(second, 2);
+    const auto first = format.decode(load_group(bytes));
+    const auto second = format.decode(load_group(bytes + kGroupBytes));
+#pragma GCC unroll 5
+    for (std::size_t p = 0; p < Format::kPlanes; ++p, out += kHalfGroups * kGroupBytes) {
+      _mm512_store_si512(out, format.plane(first, p));
+      _mm512_store_si512(out + kGroupBytes, format.plane(second, p));
     }
   }
 }
 
-// Rows [row, row + 32) of the expanded half panel by kTokens tokens.
+// Rows [row, row + 32) of the expanded half panel, `steps` planes deep, by kTokens tokens.
 template <std::size_t kTokens>
-void half_tile(const TernaryLinearArgs& a, std::size_t row, std::size_t token) {
-  const std::size_t stride = a.blocks * kBlockColumns;
+void half_tile(const TernaryLinearArgs& a, std::size_t steps, std::size_t row, std::size_t token) {
   // Base pointers three rows apart: base, base + stride and base + 2 * stride are one address mode
   // each, so 12 rows take 5 registers where 12 pointers would spill.
   constexpr std::size_t kBases = (kTokens + 2) / 3;
   const std::int8_t* bases[kBases];
-  for (std::size_t i = 0; i < kBases; ++i) bases[i] = a.q + (token + 3 * i) * stride;
+  for (std::size_t i = 0; i < kBases; ++i) bases[i] = a.q + (token + 3 * i) * a.q_stride;
   const std::uint8_t* weights = a.scratch;
+  const std::size_t stride = a.q_stride;
   __m512i sums[kHalfGroups][kTokens] = {};
-  for (std::size_t step = 0; step < a.blocks * kPlanes; ++step) {
+  for (std::size_t step = 0; step < steps; ++step) {
     const __m512i w0 = load_group(weights);
     const __m512i w1 = load_group(weights + kGroupBytes);
 #pragma GCC unroll 12
@@ -178,7 +191,7 @@ void half_tile(const TernaryLinearArgs& a, std::size_t row, std::size_t token) {
       dot4(sums[1][t], w1, x);
     }
     weights += kHalfGroups * kGroupBytes;
-    for (std::size_t i = 0; i < kBases; ++i) bases[i] += 4;
+    for (std::size_t i = 0; i < kBases; ++i) bases[i] += kPlaneColumns;
   }
   // Constant indices only: a variable one would keep the accumulators in memory throughout.
 #pragma GCC unroll 12
@@ -188,53 +201,58 @@ void half_tile(const TernaryLinearArgs& a, std::size_t row, std::size_t token) {
   }
 }
 
-void half_remainder(const TernaryLinearArgs& a, std::size_t row, std::size_t token) {
-  using Tile = void (*)(const TernaryLinearArgs&, std::size_t, std::size_t);
+inline void half_remainder(const TernaryLinearArgs& a, std::size_t steps, std::size_t row,
+                           std::size_t token) {
+  using Tile = void (*)(const TernaryLinearArgs&, std::size_t, std::size_t, std::size_t);
   static constexpr Tile kTiles[kTileTokens] = {
       nullptr,      half_tile<1>, half_tile<2>, half_tile<3>, half_tile<4>,  half_tile<5>,
       half_tile<6>, half_tile<7>, half_tile<8>, half_tile<9>, half_tile<10>, half_tile<11>};
-  if (token < a.tokens) kTiles[a.tokens - token](a, row, token);
+  if (token < a.tokens) kTiles[a.tokens - token](a, steps, row, token);
 }
 
+template <typename Format>
 void many_tokens(const TernaryLinearArgs& a) {
+  const std::size_t steps = a.blocks * Format::kPlanes;
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     for (std::size_t group = 0; group < kPanelGroups; group += kHalfGroups) {
       const std::size_t row = panel * kPanelRows + group * kGroupRows;
       if (row >= a.rows) return;
-      expand_half(a, panel, group);
+      expand_half<Format>(a, panel, group);
       std::size_t token = 0;
       for (; token + kTileTokens <= a.tokens; token += kTileTokens) {
-        half_tile<kTileTokens>(a, row, token);
+        half_tile<kTileTokens>(a, steps, row, token);
       }
-      half_remainder(a, row, token);
+      half_remainder(a, steps, row, token);
     }
   }
 }
 
-}  // namespace
-
-void ternary_linear(const TernaryLinearArgs& a) noexcept {
+template <typename Format>
+void ternary_linear(const TernaryLinearArgs& a) {
   switch (a.tokens) {
     case 1:
-      for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) one_token(a, panel);
+      for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+        one_token<Format>(a, panel);
+      }
       return;
     case 2:
-      return small_tiles<2, 4>(a);
+      return small_tiles<Format, 2, 4>(a);
     case 3:
-      return small_tiles<3, 4>(a);
+      return small_tiles<Format, 3, 4>(a);
     case 4:
-      return small_tiles<4, 4>(a);
+      return small_tiles<Format, 4, 4>(a);
     case 5:
-      return small_tiles<5, 4>(a);
+      return small_tiles<Format, 5, 4>(a);
     case 6:
-      return small_tiles<6, 4>(a);
+      return small_tiles<Format, 6, 2>(a);
     case 7:
-      return small_tiles<7, 2>(a);
+      return small_tiles<Format, 7, 2>(a);
     case 8:
-      return small_tiles<8, 2>(a);
+      return small_tiles<Format, 8, 2>(a);
     default:
-      return many_tokens(a);
+      return many_tokens<Format>(a);
   }
 }
 
-}  // namespace ryz::avx512
+}  // namespace
+}  // namespace ryz::RYZ_TIER

@@ -2,8 +2,9 @@
 
 Machines are shared and drift, so figures of different days do not compare. Here every repetition
 times each engine once, in alternating order; the ratio is the median of the ratios within
-repetitions. Each engine has a process of its own, in which nothing is timed but the steps, as in
-llama-bench. Missing checkpoints are written first (about 2 GB for 2b-4t).
+repetitions. The memory's read bandwidth, which bounds decoding, is measured before and after. Each
+engine has a process of its own, in which nothing is timed but the steps, as in llama-bench. Missing
+checkpoints are written first (about 2 GB for 2b-4t).
 
 Examples:
   python -m bench.peers --peer-python ~/venv-llama/bin/python
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench import roofline
 from bench.gguf_writer import write_gguf
 from bench.shapes import PRESETS, checkpoint_path, default_directory, gguf_path
 from bench.synthetic import write_checkpoint
@@ -234,8 +236,15 @@ def _run(args: argparse.Namespace) -> list[Row]:
             )
 
 
-def _print_table(rows: Sequence[Row]) -> None:
-    table = Table("test", "engine", "tok/s", "spread", "ratio")
+def _read_bandwidth(threads: int) -> float:
+    reading = roofline.measure(threads, megabytes=1024, huge_pages=True)
+    return reading.gigabytes_per_second
+
+
+def _print_table(rows: Sequence[Row], bandwidths: Sequence[float]) -> None:
+    before, after = bandwidths
+    caption = f"memory read at {before:.1f} GB/s before, {after:.1f} GB/s after"
+    table = Table("test", "engine", "tok/s", "spread", "ratio", caption=caption)
     for row in rows:
         rate, spread = f"{row.tokens_per_second:.1f}", f"{row.spread:.0%}"
         table.add_row(row.test, row.engine, rate, spread, f"{row.ratio:.2f}x")
@@ -274,11 +283,14 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
+    before = _read_bandwidth(args.threads)
     rows = _run(args)
+    bandwidths = (before, _read_bandwidth(args.threads))
     if args.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        table = [asdict(row) for row in rows]
+        print(json.dumps({"rows": table, "read_gigabytes_per_second": bandwidths}, indent=2))
     else:
-        _print_table(rows)
+        _print_table(rows, bandwidths)
 
 
 if __name__ == "__main__":

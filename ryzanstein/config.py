@@ -22,7 +22,9 @@ KVDtype: TypeAlias = Literal["f16", "f32"]
 
 _KV_ITEM_BYTES: dict[KVDtype, int] = {"f16": 2, "f32": 4}
 _MAX_SEQUENCES = 16
-_TOKEN_BUDGET = 512
+# A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from
+# 64 tokens on: the weights are reused enough by then.
+_TOKEN_BUDGET = 128
 # Pages are committed as they are written, so the pool may be as large as what is free now, less
 # room for the workspace, the tokenizer and the page tables.
 _POOL_SHARE_OF_FREE_MEMORY = 0.8

@@ -59,7 +59,7 @@ def test_thread_counts(isa: str, kv_dtype: KVDtype) -> None:
     expected = b""
     for threads in (1, 2, 3):
         bench = Workbench(tiny_decoder(7, isa=isa, threads=threads), dtype=kv_dtype)
-        pieces = [tokens[:600], *np.split(tokens[600:], 100)]
+        pieces = [tokens[:600], *np.split(tokens[600:], 20)]
         logits = in_pieces(bench, pieces).tobytes()
         expected = expected or logits
         assert logits == expected
@@ -157,7 +157,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
 def jobs() -> list[tuple[I32Array, int]]:
     rng = np.random.default_rng(6)
     return [
-        (random_tokens(30 + i, int(rng.integers(1, 120))), int(rng.integers(1, 60)))
+        (random_tokens(30 + i, int(rng.integers(1, 120))), int(rng.integers(1, 40)))
         for i in range(7)
     ]
 
@@ -195,10 +195,10 @@ def test_thread_counts_of_the_engine(sampling: str, isa: str) -> None:
 
 def embedded_outcomes(llm: LLM) -> list[Any]:
     """The same completions, made one by one, batched and streamed."""
-    prompts = ["import os\n", "def fibonacci(n):", "x = ["]
+    prompts = ["import os\n", "def fibonacci(n):"]
     outcomes = []
     for temperature in (0.8, 0.0):
-        params = SamplingParams(max_tokens=12, logprobs=2, temperature=temperature, seed=5)
+        params = SamplingParams(max_tokens=8, logprobs=2, temperature=temperature, seed=5)
         runs: list[list[Completion | None]] = [
             [llm.generate(prompt, params) for prompt in prompts],
             [*reversed(llm.generate(prompts[::-1], params))],

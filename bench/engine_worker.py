@@ -40,10 +40,9 @@ class Ryzanstein:
         self._tables: list[BlockTable] = []
 
     def describe(self) -> str:
-        """Return name, version, tier and cache format."""
-        info = _core.build_info()
-        isa = self._model.decoder.isa
-        return f"ryzanstein {info['version']} ({isa}, {self._kv_dtype} cache)"
+        """Return name, commit, tier and cache format."""
+        commit = _core.build_info()["commit"]
+        return f"ryzanstein {commit} ({self._model.decoder.isa}, {self._kv_dtype} cache)"
 
     def prepare(self, workload: Workload) -> None:
         """Bring the cache to the depth: fill one sequence and share it, or drop a run's tokens."""

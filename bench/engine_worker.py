@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from bench.workload import Workload, random_tokens, serve
 from ryzanstein import _core
+from ryzanstein.config import EngineConfig
 from ryzanstein.engine.batch import Chunk, run_step
 from ryzanstein.engine.block_manager import BlockManager
 from ryzanstein.models import load_model
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Ryzanstein"]
 
-# As many prompt tokens as the engine's default token budget puts into one step.
-_STEP_TOKENS = 512
+# As many prompt tokens in one step as the engine puts there by default.
+_STEP_TOKENS = next(
+    int(field.default) for field in fields(EngineConfig) if field.name == "token_budget"
+)
 
 
 class Ryzanstein:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Ryzanstein"]
 
 # As many prompt tokens in one step as the engine puts there by default.
-_STEP_TOKENS = next(
-    int(field.default) for field in fields(EngineConfig) if field.name == "token_budget"
-)
+_STEP_TOKENS = EngineConfig(context_length=1, num_blocks=1).token_budget
 
 
 class Ryzanstein:

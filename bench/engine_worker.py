@@ -91,7 +91,9 @@ class Ryzanstein:
             start = table.num_tokens
             pages = self._blocks.append(table, count)
             blocks = list(table.block_ids)
-            chunks.append(Chunk(ids, start, pages.slots, blocks, num_logit_rows, pages.copies))
+            chunks.append(
+                Chunk(ids, start, pages.slots, blocks, num_logit_rows, copies=pages.copies)
+            )
         return run_step(self._model.decoder, self._cache, chunks)
 
 

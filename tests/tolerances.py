@@ -10,7 +10,11 @@ dependent operations whose sums run over up to a few hundred terms.
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
+    "ATTENTION",
+    "EXP",
     "F16_CACHE_LOGITS",
     "FLOAT64",
     "GOLDEN_HIDDEN",
@@ -18,6 +22,9 @@ __all__ = [
     "GOLDEN_MARGIN",
     "ORACLE",
     "ROPE_FREQUENCIES",
+    "TIE",
+    "reduction",
+    "roundings",
 ]
 
 # Distance to a rounding boundary in quantiser steps. Activations err by some 1e-7 of the largest
@@ -35,3 +42,32 @@ ROPE_FREQUENCIES = 2e-6
 F16_CACHE_LOGITS = 5e-2
 # Relative; two ways of writing one float64 formula.
 FLOAT64 = 1e-13
+
+# Single kernels against the float64 oracle. Integer results and storage conversions have no entry:
+# they are equal.
+
+_HALF_ULP = 2.0**-24  # one float32 rounding, relative to its result
+
+
+def roundings(count: int) -> float:
+    """Relative to the magnitudes that enter: an element-wise op of `count` roundings."""
+    return count * _HALF_ULP
+
+
+def reduction(count: int) -> float:
+    """Relative to the sum of the terms' magnitudes: a float32 sum of `count` terms.
+
+    Each add errs by at most half an ulp of a partial sum, with either sign: a random walk. Four
+    standard deviations of it, and four roundings for what comes before and after the sum.
+    """
+    return (4 * math.sqrt(count) + 4) * _HALF_ULP
+
+
+# The vector exp errs by less than 2e-7 of its result (csrc/kernels/vector/math.h).
+EXP = 2e-7
+# Relative to the largest value: scores of random unit-variance keys and queries stay below 10 and
+# err by some 1e-6 (a sum over D terms), weights by as much of themselves, and their sums likewise.
+ATTENTION = 4e-6
+# Quantiser steps from x.5 within which float32 and the oracle may round to different integers:
+# two roundings of a number up to 127.
+TIE = 2e-5

@@ -1,7 +1,7 @@
 """Oracle of every operation of the decoder: numpy, float64, written from the formulas.
 
-Shape letters as in `ryzanstein/_core.pyi`: T tokens, H query heads, G key/value heads, D head dim,
-K in-features, N out-features, n keys. Nothing here may import the native module.
+Shape letters as in `ryzanstein/_core/__init__.pyi`: T tokens, H query heads, G key/value heads,
+D head dim, K in-features, N out-features, n keys. Nothing here may import the native module.
 """
 
 from __future__ import annotations

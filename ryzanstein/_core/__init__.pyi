@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ryzanstein._core import ops as ops
+
 F32Array: TypeAlias = NDArray[np.float32]
 F64Array: TypeAlias = NDArray[np.float64]
 I32Array: TypeAlias = NDArray[np.int32]
@@ -161,6 +163,7 @@ class Decoder:
         *,
         threads: int = 1,
         isa: str | None = None,
+        small_step: int = 1 << 24,
     ) -> None:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive."""
 

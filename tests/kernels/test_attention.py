@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+from arrays import guarded, misaligned
+from reference import ops
+from tolerances import ATTENTION
+
+from ryzanstein._core import PAGE_TOKENS, PagedCache
+from ryzanstein._core import ops as kernels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ryzanstein._core import F32Array, I32Array
+
+Format = Literal["f16", "f32"]
+FORMATS: list[Format] = ["f16", "f32"]
+HEAD_DIMS = [2, 20, 64, 100, 128]
+COUNTS = [1, 2, 31, 32, 33, 64, 97, 257]
+
+
+def padded(head_dim: int) -> int:
+    """Return the row length of unfinished outputs."""
+    return -(-head_dim // 16) * 16
+
+
+class Keys:
+    """Random keys and values of one sequence, in pages dealt out of order among stale ones."""
+
+    def __init__(
+        self,
+        isa: str,
+        count: int,
+        head_dim: int,
+        dtype: Format,
+        *,
+        kv_heads: int = 1,
+        seed: int = 1,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        blocks = -(-count // PAGE_TOKENS)
+        shape = (2, count, kv_heads, head_dim)
+        self.keys, self.values = rng.standard_normal(shape).astype(np.float32)
+        self.cache = PagedCache(1, kv_heads, head_dim, blocks + 3, dtype)
+        self.table: I32Array = rng.permutation(blocks + 3)[:blocks].astype(np.int32)
+        self.isa, self.dtype = isa, dtype
+        # What earlier owners left behind: an unused slot may hold anything.
+        for slot, stale in enumerate(np.resize([np.nan, np.inf, -np.inf, 6e4], PAGE_TOKENS)):
+            row = np.full(kv_heads * head_dim, stale, np.float32)
+            for block in range(blocks + 3):
+                kernels.kv_write(isa, self.cache, block, slot, row, row)
+        self.write(range(count))
+
+    def write(self, positions: range) -> None:
+        for j in positions:
+            block, offset = int(self.table[j // PAGE_TOKENS]), j % PAGE_TOKENS
+            rows = self.keys[j].reshape(-1), self.values[j].reshape(-1)
+            kernels.kv_write(self.isa, self.cache, block, offset, *rows)
+
+    def part(
+        self, q: F32Array, begin: int, end: int, *, scale: float | None = None, kv_head: int = 0
+    ) -> tuple[F32Array, F32Array, F32Array]:
+        """Return max, sum and unfinished output [group, padded D] over keys [begin, end)."""
+        group, head_dim = q.shape
+        top, total = guarded(group), guarded(group, offset=3)
+        out = guarded((group, padded(head_dim)))
+        kernels.attention(
+            self.isa,
+            self.cache,
+            kv_head,
+            self.table,
+            begin,
+            end,
+            misaligned(q),
+            head_dim**-0.5 if scale is None else scale,
+            top.array,
+            total.array,
+            out.array,
+        )
+        for array in (top, total, out):
+            array.check()
+        return top.array, total.array, out.array
+
+    def attend(self, q: F32Array, **options: Any) -> F32Array:
+        """Return float32 [group, D]."""
+        _, total, out = self.part(q, 0, len(self.keys), **options)
+        return finish(self.isa, total, out, q.shape[1])
+
+    def expected(self, q: F32Array, kv_head: int = 0) -> NDArray[np.float64]:
+        """Return the oracle's float64 [group, D], on keys and values as the pages hold them."""
+        keys, values = self.keys[:, kv_head, None], self.values[:, kv_head, None]
+        if self.dtype == "f16":
+            keys, values = keys.astype(np.float16), values.astype(np.float16)
+        return ops.attention(q[None], keys, values, np.array([len(keys) - 1])).reshape(q.shape)
+
+
+def finish(isa: str, total: F32Array, unfinished: F32Array, head_dim: int) -> F32Array:
+    out = guarded((len(total), head_dim))
+    kernels.attention_finish(isa, total, unfinished, out.array)
+    out.check()
+    return out.array
+
+
+def queries(group: int, head_dim: int, seed: int = 2) -> F32Array:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((group, head_dim)).astype(np.float32)
+
+
+def assert_close(found: F32Array, expected: NDArray[Any]) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ATTENTION * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5])
+def test_against_the_oracle(group: int, head_dim: int, dtype: Format, isa: str) -> None:
+    for count in COUNTS:
+        keys = Keys(isa, count, head_dim, dtype, seed=count)
+        q = queries(group, head_dim)
+        expected = keys.expected(q)
+        error = np.abs(keys.attend(q) - expected).max()
+        assert error <= ATTENTION * np.abs(keys.values).max()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_each_kv_head_reads_its_own_pages(dtype: Format, isa: str) -> None:
+    keys = Keys(isa, 70, 20, dtype, kv_heads=3)
+    for head in range(3):
+        q = queries(2, 20, seed=head)
+        assert_close(keys.attend(q, kv_head=head), keys.expected(q, head))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_heads_of_a_group_do_not_depend_on_each_other(
+    head_dim: int, dtype: Format, isa: str
+) -> None:
+    keys = Keys(isa, 100, head_dim, dtype)
+    q = queries(5, head_dim)
+    alone = np.concatenate([keys.attend(q[i : i + 1]) for i in range(5)])
+    for group in (1, 2, 3, 4, 5):
+        assert keys.attend(q[:group]).tobytes() == alone[:group].tobytes()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_where_pages_lie_does_not_show(dtype: Format, isa: str) -> None:
+    q = queries(3, 64)
+    keys = Keys(isa, 100, 64, dtype, seed=1)
+    first = keys.attend(q).tobytes()
+    for _ in range(5):
+        keys.table = np.random.default_rng(3).permutation(keys.table)
+        keys.write(range(100))
+        assert keys.attend(q).tobytes() == first
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_padding_of_the_output_is_zero(head_dim: int, isa: str) -> None:
+    _, _, out = Keys(isa, 40, head_dim, "f16").part(queries(5, head_dim), 0, 40)
+    assert not out[:, head_dim:].any()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("cuts", [(32,), (64, 96), (32, 64, 96, 128, 160, 192)])
+def test_parts_merge_into_the_whole(
+    cuts: tuple[int, ...], head_dim: int, dtype: Format, isa: str
+) -> None:
+    count = 201
+    keys = Keys(isa, count, head_dim, dtype)
+    q = queries(4, head_dim)
+    bounds = [0, *cuts, count]
+    parts = [keys.part(q, begin, end) for begin, end in pairwise(bounds)]
+    top, total, out = guarded(4), guarded(4, offset=3), guarded((4, padded(head_dim)))
+    for into, first in zip((top, total, out), parts[0], strict=True):
+        into.array[...] = first
+    for part in parts[1:]:
+        kernels.attention_merge(isa, head_dim, *part, top.array, total.array, out.array)
+    for array in (top, total, out):
+        array.check()
+    merged = finish(isa, total.array, out.array, head_dim)
+    assert_close(merged, keys.expected(q))
+    assert_close(merged, keys.attend(q))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_huge_scores(sign: int, dtype: Format, isa: str) -> None:
+    """Scores far beyond what exp can take: the largest takes all."""
+    keys = Keys(isa, 70, 20, dtype)
+    keys.keys[:] = 0
+    keys.keys[:, 0, 0] = sign * np.arange(1, 71) * 100
+    keys.write(range(70))
+    q = np.zeros((3, 20), np.float32)
+    q[:, 0] = [1e30, 1e10, 1e4]
+    best = 69 if sign > 0 else 0
+    expected = keys.values[best, 0]
+    if dtype == "f16":
+        expected = expected.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(keys.attend(q), np.tile(expected, (3, 1)))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_equal_scores_average(dtype: Format, isa: str) -> None:
+    keys = Keys(isa, 45, 16, dtype)
+    keys.keys[:] = 0
+    keys.write(range(45))
+    assert_close(keys.attend(queries(2, 16)), keys.expected(queries(2, 16)))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("position", [0, 40, 69])
+def test_nan_reaches_the_output(position: int, dtype: Format, isa: str) -> None:
+    q = queries(5, 20)
+    for which in ("keys", "values"):
+        keys = Keys(isa, 70, 20, dtype)
+        getattr(keys, which)[position, 0, 3] = np.nan
+        keys.write(range(position, position + 1))
+        bad = np.isnan(keys.attend(q))
+        # A key decides how much of every value is taken, a value only its own column.
+        assert bad.all() if which == "keys" else np.array_equal(bad.all(0), np.arange(20) == 3)
+    q[2, 7] = np.nan
+    bad = np.isnan(Keys(isa, 70, 20, dtype).attend(q))
+    np.testing.assert_array_equal(bad, np.tile(np.arange(5)[:, None] == 2, 20))
+
+
+def test_nan_survives_a_merge(isa: str) -> None:
+    keys = Keys(isa, 96, 20, "f32")
+    keys.keys[:, 0, 0] = np.where(np.arange(96) == 40, np.nan, 1)
+    keys.write(range(96))
+    q = queries(3, 20)
+    bounds = [(0, 32), (32, 64), (64, 96)]
+    for first in range(3):
+        parts = [keys.part(q, *bounds[(first + i) % 3]) for i in range(3)]
+        top, total, out = parts[0]
+        for part in parts[1:]:
+            kernels.attention_merge(isa, 20, *part, top, total, out)
+        assert np.isnan(finish(isa, total, out, 20)).all()

@@ -108,6 +108,7 @@ GENERATION_CONFIG = {
     "do_sample": True,
     "temperature": 0.6,
     "top_p": 0.95,
+    "repetition_penalty": 1.1,
     "max_new_tokens": 128,
 }
 

@@ -29,12 +29,12 @@ Tokens = NDArray[np.uint16]
 class TrainConfig:
     """The recipe. Two stages as BitNet recommends: full rate with decay, then down without."""
 
-    steps: int = 2200
+    steps: int = 1350
     batch_tokens: int = 4096
     micro_tokens: int = 2048
     context: int = 256
     final_context: int = 1024
-    final_fraction: float = 0.15
+    final_fraction: float = 0.038
     warmup: int = 40
     matrix_lr: float = 0.02
     other_lr: float = 2e-3

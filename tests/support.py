@@ -72,7 +72,8 @@ def tiny_decoder(
 ) -> TinyModel:
     """Return a random two-layer model, the same for the same seed.
 
-    A sequence that holds `nan_token` has NaN logits.
+    A sequence that holds `nan_token` has NaN logits. Steps are shared by all threads and heads
+    screened, however small the model.
     """
     rng = np.random.default_rng(seed)
 
@@ -115,7 +116,15 @@ def tiny_decoder(
         inv_freq=10000.0 ** (-np.arange(0, _HEAD_DIM, 2) / _HEAD_DIM),
     )
     decoder = _core.Decoder(
-        config, layers, embedding, gain(_HIDDEN), head, threads=threads, isa=isa
+        config,
+        layers,
+        embedding,
+        gain(_HIDDEN),
+        head,
+        screened_head=True,
+        threads=threads,
+        isa=isa,
+        small_step=0,
     )
     return TinyModel(decoder)
 
@@ -157,7 +166,9 @@ class Workbench:
             start = table.num_tokens
             reserved = self.blocks.append(table, len(tokens))
             ids = list(table.block_ids)
-            chunks.append(Chunk(tokens, start, reserved.slots, ids, len(tokens), reserved.copies))
+            chunks.append(
+                Chunk(tokens, start, reserved.slots, ids, len(tokens), copies=reserved.copies)
+            )
         logits = run_step(self._model.decoder, self._cache, chunks)
         ends = np.cumsum([len(chunk.token_ids) for chunk in chunks])
         return np.split(logits, ends[:-1])

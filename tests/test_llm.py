@@ -205,6 +205,7 @@ def test_the_end_token_ends_unless_ignored(tmp_path: Path, llm: LLM) -> None:
 
 def test_the_models_defaults_apply_without_params(tmp_path: Path) -> None:
     stored = {"do_sample": True, "temperature": 0.5, "top_k": 7, "max_new_tokens": 5}
+    stored["repetition_penalty"] = 1.0
     directory = copy_embedded(tmp_path / "m", generation_config=stored | {"top_p": None})
     with LLM(directory, threads=1) as llm:
         assert llm.defaults.params == SamplingParams(temperature=0.5, top_k=7)

@@ -63,13 +63,14 @@ DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::s
 
 std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config, std::vector<LayerWeights> layers,
                                       const py::array& embedding, const Array<float>& final_norm,
-                                      const std::optional<py::array>& lm_head, int threads,
-                                      const std::optional<std::string>& isa) {
+                                      const std::optional<py::array>& lm_head, bool screened_head,
+                                      int threads, const std::optional<std::string>& isa,
+                                      std::size_t small_step) {
   const DenseMatrix table = dense_view(embedding, "embedding");
   const DenseMatrix head = lm_head ? dense_view(*lm_head, "lm_head") : table;
   return std::make_unique<Decoder>(config, std::move(layers), table,
-                                   to_vector(final_norm, "final_norm"), head, threads,
-                                   resolve_isa(isa.value_or("")));
+                                   to_vector(final_norm, "final_norm"), head, screened_head,
+                                   threads, resolve_isa(isa.value_or("")), small_step);
 }
 
 float* hidden_view(const std::optional<Array<float>>& hidden, const Decoder& decoder,
@@ -85,19 +86,49 @@ float* hidden_view(const std::optional<Array<float>>& hidden, const Decoder& dec
   return writable.mutable_data();
 }
 
+std::vector<Screening> screenings(const std::optional<Array<std::int32_t>>& top,
+                                  const std::optional<Array<float>>& margin) {
+  if (top.has_value() != margin.has_value()) {
+    throw ValidationError("[step] screen_top and screen_margin come together");
+  }
+  if (!top) return {};
+  const auto tops = view(*top, "screen_top");
+  const auto margins = view(*margin, "screen_margin");
+  if (tops.size() != margins.size()) {
+    throw ValidationError("[step] screen_top and screen_margin differ in length");
+  }
+  std::vector<Screening> out;
+  for (std::size_t i = 0; i < tops.size(); ++i) out.push_back({tops[i], margins[i]});
+  return out;
+}
+
+py::dict head_counters(const Decoder& decoder) {
+  const LmHead::Counters counters = decoder.head().counters();
+  py::dict out;
+  out["full_rows"] = counters.full_rows;
+  out["screened_rows"] = counters.screened_rows;
+  out["candidates"] = counters.candidates;
+  out["fallback_rows"] = counters.fallback_rows;
+  return out;
+}
+
 Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
                   const Array<std::int32_t>& positions, const Array<std::int32_t>& seq_starts,
                   const Array<std::int32_t>& slots, const Array<std::int32_t>& block_tables,
                   const Array<std::int32_t>& logit_rows, PagedCache& cache,
-                  const std::optional<Array<float>>& hidden_states) {
+                  const std::optional<Array<float>>& hidden_states,
+                  const std::optional<Array<std::int32_t>>& screen_top,
+                  const std::optional<Array<float>>& screen_margin) {
   expect_ndim(block_tables, 2, "block_tables");
+  const std::vector<Screening> screening = screenings(screen_top, screen_margin);
   const StepBatch batch{view(token_ids, "token_ids"),
                         view(positions, "positions"),
                         view(seq_starts, "seq_starts"),
                         view(slots, "slots"),
                         {block_tables.data(), static_cast<std::size_t>(block_tables.size())},
                         dim(block_tables, 1),
-                        view(logit_rows, "logit_rows")};
+                        view(logit_rows, "logit_rows"),
+                        screening};
   float* hidden = hidden_view(hidden_states, decoder, batch.tokens());
   Array<float> logits({batch.logit_rows.size(), decoder.config().vocab_size});
   float* out = logits.mutable_data();
@@ -133,14 +164,18 @@ void bind_model(py::module_& m) {
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&make_decoder), py::arg("config"), py::arg("layers"), py::arg("embedding"),
            py::arg("final_norm").noconvert(), py::arg("lm_head") = py::none(), py::kw_only(),
-           py::arg("threads") = 1, py::arg("isa") = py::none(), py::keep_alive<1, 4>(),
+           py::arg("screened_head") = false, py::arg("threads") = 1, py::arg("isa") = py::none(),
+           py::arg("small_step") = std::size_t{1} << 24, py::keep_alive<1, 4>(),
            py::keep_alive<1, 6>())
       .def_property_readonly("isa", [](const Decoder& d) { return isa_name(d.isa()); })
       .def_property_readonly("threads", &Decoder::threads)
       .def("step", &step, py::arg("token_ids").noconvert(), py::arg("positions").noconvert(),
            py::arg("seq_starts").noconvert(), py::arg("slots").noconvert(),
            py::arg("block_tables").noconvert(), py::arg("logit_rows").noconvert(), py::arg("cache"),
-           py::arg("hidden_states").noconvert() = py::none());
+           py::arg("hidden_states").noconvert() = py::none(),
+           py::arg("screen_top").noconvert() = py::none(),
+           py::arg("screen_margin").noconvert() = py::none())
+      .def("head_counters", &head_counters);
 }
 
 }  // namespace ryz

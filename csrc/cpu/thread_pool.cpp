@@ -79,16 +79,18 @@ void ThreadPool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+void ThreadPool::check_process() const {
+  if (current_process() == process_id_) return;
+  throw ValidationError(
+      "[thread_pool] this model was loaded before fork(); load it in the child process instead");
+}
+
 void ThreadPool::run_region(Region region, void* argument) {
-  if (current_process() != process_id_) {
-    throw ValidationError(
-        "[thread_pool] this model was loaded before fork(); load it in the child process instead");
-  }
   region_ = region;
   argument_ = argument;
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  Context context(*this, 0);
+  Context context(*this, 0, threads_);
   region(argument, context);
   barrier();
 }
@@ -99,14 +101,13 @@ void ThreadPool::work(int index) {
     await_change(epoch_, seen);
     ++seen;
     if (stopping_) return;
-    Context context(*this, index);
+    Context context(*this, index, threads_);
     region_(argument_, context);
     barrier();
   }
 }
 
 void ThreadPool::barrier() {
-  if (threads_ == 1) return;
   const std::uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
     arrived_.store(0, std::memory_order_relaxed);

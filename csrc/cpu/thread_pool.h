@@ -18,10 +18,13 @@ class ThreadPool {
   // What a thread sees inside a region.
   class Context {
    public:
-    Context(ThreadPool& pool, int index) : pool_(pool), index_(index) {}
+    Context(ThreadPool& pool, int index, int threads)
+        : pool_(pool), index_(index), threads_(threads) {}
     int index() const { return index_; }
-    int threads() const { return pool_.threads(); }
-    void barrier() { pool_.barrier(); }
+    int threads() const { return threads_; }
+    void barrier() {
+      if (threads_ > 1) pool_.barrier();
+    }
     // This thread's contiguous share of [0, count).
     std::pair<std::size_t, std::size_t> share(std::size_t count) const {
       const auto i = static_cast<std::size_t>(index_);
@@ -32,6 +35,7 @@ class ThreadPool {
    private:
     ThreadPool& pool_;
     int index_;
+    int threads_;
   };
 
   // Throws ValidationError unless 1 <= threads <= 1024 and the system grants them.
@@ -44,14 +48,23 @@ class ThreadPool {
 
   // Calls body(Context&) on every thread, the caller included, and returns when all are done.
   // The body must not throw. Throws ValidationError in a forked child, whose workers are gone.
+  // Work too small to share runs on the caller alone: waking workers and meeting at barriers costs
+  // microseconds on an idle machine and scheduler ticks on a busy one.
   template <typename Body>
-  void run(Body& body) {
+  void run(Body& body, bool is_small = false) {
+    check_process();
+    if (is_small || threads_ == 1) {
+      Context context(*this, 0, 1);
+      body(context);
+      return;
+    }
     run_region([](void* raw, Context& context) { (*static_cast<Body*>(raw))(context); }, &body);
   }
 
  private:
   using Region = void (*)(void*, Context&);
 
+  void check_process() const;
   void run_region(Region region, void* argument);
   void barrier();
   void work(int index);

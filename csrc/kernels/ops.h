@@ -171,6 +171,32 @@ struct DenseLinearArgs {
   std::size_t out_stride;
 };
 
+// Bounds of LM head logits from the screen (quant/screen.h), panels [panel_begin, panel_end):
+//   approx = (128 * (sum_k hi*c - offset) + sum_k lo*c) * (scale[n] * x_scale[t])
+//   slack  = weight_error[n] * x_norm[t] + weight_norm[n] * x_error[t] + |approx| * 2^-20
+//   lower[t, n] = approx - slack, upper[t, n] = approx + slack
+// The sums are exact; the last term covers the rounding of approx.
+struct ScreenLinearArgs {
+  const std::int8_t* packed;  // [panels, steps, 256], 64-byte aligned
+  const float* scale;         // [panels * 64], as the three below
+  const std::int32_t* offset;
+  const float* weight_error;
+  const float* weight_norm;
+  std::size_t steps;  // ceil(k / 4)
+  std::size_t panel_begin;
+  std::size_t panel_end;
+  const std::uint8_t* hi;  // [tokens, x_stride], as lo
+  const std::uint8_t* lo;
+  std::size_t x_stride;
+  const float* x_scale;  // [tokens], as the two below
+  const float* x_norm;
+  const float* x_error;
+  std::size_t tokens;
+  float* lower;  // [tokens, out_stride], out_stride >= panels * 64
+  float* upper;
+  std::size_t out_stride;
+};
+
 // Every op once: X(name, Args).
 #define RYZ_OPS(X)                         \
   X(rms_norm, RmsNormArgs)                 \
@@ -184,7 +210,8 @@ struct DenseLinearArgs {
   X(attention_merge, AttentionMergeArgs)   \
   X(attention_finish, AttentionFinishArgs) \
   X(embed, EmbedArgs)                      \
-  X(dense_linear, DenseLinearArgs)
+  X(dense_linear, DenseLinearArgs)         \
+  X(screen_linear, ScreenLinearArgs)
 
 struct KernelTable {
 #define RYZ_TABLE_ENTRY(name, Args) void (*name)(const Args&) noexcept;

@@ -13,10 +13,9 @@ namespace {
 // A long context is attended in parts of this many keys, folded in order: the parts are a function
 // of position alone, so threads may share them without changing a bit.
 constexpr std::size_t kSplitKeys = 256;
-// LM head rows are handed out in lots that fill a kernel's row tile.
-constexpr std::size_t kHeadLot = 8;
-
-constexpr std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+std::size_t size_of(const Linear& linear) {
+  return linear.matrix->out_features() * linear.matrix->in_features();
+}
 
 }  // namespace
 
@@ -279,24 +278,32 @@ struct Decoder::Run {
     }
     ctx.barrier();
     if (rows == 0) return;
-    const auto [lot, last_lot] = ctx.share(divide_up(config().vocab_size, kHeadLot));
-    d.kernels_.dense_linear({d.lm_head_.data, d.lm_head_.dtype, width, lot * kHeadLot,
-                             std::min(last_lot * kHeadLot, config().vocab_size),
-                             ws().final_rows.data(), rows, logits, config().vocab_size});
+    d.head_.quantize(ctx, ws().final_rows.data());
+    ctx.barrier();
+    d.head_.run(ctx, ws().final_rows.data(), logits);
   }
 };
 
 Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-                 std::vector<float> final_norm, DenseMatrix lm_head, int threads, Isa isa)
+                 std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head,
+                 int threads, Isa isa, std::size_t small_step)
     : config_(std::move(config)),
       layers_(std::move(layers)),
       embedding_(embedding),
       final_norm_(std::move(final_norm)),
-      lm_head_(lm_head),
       isa_(isa),
       kernels_(kernel_table(isa)),
-      pool_(threads) {
-  validate_model(config_, layers_, embedding_, final_norm_, lm_head_);
+      small_step_(small_step),
+      pool_(threads),
+      head_(lm_head, kernels_) {
+  validate_model(config_, layers_, embedding_, final_norm_, lm_head);
+  for (const LayerWeights& layer : layers_) {
+    for (const std::vector<Linear>* linears : {&layer.attn_in, &layer.mlp_in}) {
+      for (const Linear& linear : *linears) multiplications_per_token_ += size_of(linear);
+    }
+    multiplications_per_token_ += size_of(layer.o_proj) + size_of(layer.down_proj);
+  }
+  if (screened_head) head_.build_screen(pool_);
 }
 
 void Decoder::reserve(const StepBatch& batch) {
@@ -324,6 +331,7 @@ void Decoder::reserve(const StepBatch& batch) {
       ws.token_sequence.data()[t] = static_cast<std::int32_t>(s);
     }
   }
+  head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
   ws.panels_stride = round_up(ternary_scratch_bytes(widest), kCacheLine);
   ws.panels.reserve(threads * ws.panels_stride);
 
@@ -339,7 +347,7 @@ void Decoder::step(const StepBatch& batch, PagedCache& cache, float* logits, flo
   const std::lock_guard lock(mutex_);
   reserve(batch);
   Run run{*this, batch, cache, logits, hidden_states};
-  pool_.run(run);
+  pool_.run(run, batch.tokens() * multiplications_per_token_ < small_step_);
 }
 
 }  // namespace ryz

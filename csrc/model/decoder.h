@@ -12,6 +12,7 @@
 #include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kv/paged_cache.h"
+#include "model/lm_head.h"
 #include "model/weights.h"
 #include "model/workspace.h"
 
@@ -26,6 +27,7 @@ struct StepBatch {
   std::span<const std::int32_t> block_tables;  // [S, max_blocks]
   std::size_t max_blocks;
   std::span<const std::int32_t> logit_rows;  // [R]
+  std::span<const Screening> screening;      // [R], or empty: every row whole
 
   std::size_t tokens() const { return token_ids.size(); }
   std::size_t sequences() const { return seq_starts.size() - 1; }
@@ -33,13 +35,16 @@ struct StepBatch {
 
 class Decoder {
  public:
-  // Throws ValidationError when shapes contradict the configuration.
+  // Steps of fewer than `small_step` multiplications run on one thread. Throws ValidationError when
+  // shapes contradict the configuration.
   Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-          std::vector<float> final_norm, DenseMatrix lm_head, int threads, Isa isa);
+          std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head, int threads,
+          Isa isa, std::size_t small_step);
 
   const DecoderConfig& config() const { return config_; }
   std::size_t num_layers() const { return layers_.size(); }
   Isa isa() const { return isa_; }
+  const LmHead& head() const { return head_; }
   int threads() const { return pool_.threads(); }
 
   // Fills logits [R, V] and, unless null, hidden_states [L + 1, T, hidden]. One caller at a time:
@@ -55,10 +60,12 @@ class Decoder {
   std::vector<LayerWeights> layers_;
   DenseMatrix embedding_;
   std::vector<float> final_norm_;
-  DenseMatrix lm_head_;
   Isa isa_;
   const KernelTable& kernels_;
+  std::size_t small_step_;
   ThreadPool pool_;
+  LmHead head_;
+  std::size_t multiplications_per_token_ = 0;
   Workspace workspace_;
   std::mutex mutex_;
 };

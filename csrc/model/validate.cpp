@@ -135,6 +135,12 @@ void validate_batch(const DecoderConfig& c, std::size_t layers, const StepBatch&
                std::to_string(c.vocab_size));
   }
   for (std::size_t s = 0; s < batch.sequences(); ++s) check_sequence(batch, cache, s);
+  expect(batch.screening.empty() || batch.screening.size() == batch.logit_rows.size(),
+         "[step] screening does not have one entry per logit row");
+  for (const Screening& screening : batch.screening) {
+    expect(screening.top >= 0 && screening.margin >= 0.0f,
+           "[step] screening needs top >= 0 and margin >= 0");
+  }
   for (const std::int32_t row : batch.logit_rows) {
     expect(row >= 0 && static_cast<std::size_t>(row) < tokens,
            "[step] logit row " + std::to_string(row) + " is outside a batch of " +

@@ -161,11 +161,17 @@ class Decoder:
         final_norm: F32Array,
         lm_head: DenseArray | None = None,
         *,
+        screened_head: bool = False,
         threads: int = 1,
         isa: str | None = None,
         small_step: int = 1 << 24,
     ) -> None:
-        """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive."""
+        """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
+
+        With `screened_head`, an int8 copy of the head is made, by which `step` can leave out logits
+        that its caller will not look at. Steps of fewer than `small_step` multiplications run on
+        one thread: sharing 0.2 ms of work costs more than it saves.
+        """
 
     @property
     def isa(self) -> str: ...
@@ -181,6 +187,8 @@ class Decoder:
         logit_rows: I32Array,
         cache: PagedCache,
         hidden_states: F32Array | None = None,
+        screen_top: I32Array | None = None,
+        screen_margin: F32Array | None = None,
     ) -> F32Array:
         """Run T tokens of S sequences and return logits float32 [R, V].
 
@@ -194,10 +202,21 @@ class Decoder:
             cache: the pages to read and write.
             hidden_states: optional float32 [L + 1, T, hidden] to fill with each layer's input and,
                 last, the output of the final norm.
+            screen_top: optional int32 [R]; for each row, how many of the highest logits the caller
+                looks at, 0 for all. Others may come back as -inf; these are exact.
+            screen_margin: float32 [R], given with `screen_top`: logits within this much of the
+                lowest of those are exact as well.
 
         Raises:
             ValidationError: shapes or indices that do not fit.
             OutOfMemoryError: the workspace cannot be allocated.
+        """
+
+    def head_counters(self) -> dict[str, int]:
+        """Return how logit rows were computed so far.
+
+        full_rows: whole, as asked; screened_rows: by candidates, `candidates` in all;
+        fallback_rows: whole, because the candidates were too many.
         """
 
 class Sampler:

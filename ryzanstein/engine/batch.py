@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ryzanstein.sampling.screening import EVERY_LOGIT, Screening
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,6 +29,7 @@ class Chunk:
         slots: int32 [n], where each token's key and value go.
         block_ids: pages of the sequence from position 0.
         num_logit_rows: how many of the last tokens want logits, 0..n.
+        screening: which logits of these rows will be looked at.
         copies: pages to copy before the step.
     """
 
@@ -35,6 +38,7 @@ class Chunk:
     slots: I32Array
     block_ids: Sequence[int]
     num_logit_rows: int
+    screening: Screening = EVERY_LOGIT
     copies: tuple[BlockCopy, ...] = ()
 
 
@@ -48,12 +52,15 @@ class StepBatch:
     slots: I32Array
     block_tables: I32Array
     logit_rows: I32Array
+    screen_top: I32Array
+    screen_margin: F32Array
     copies: tuple[BlockCopy, ...]
 
     @classmethod
     def build(cls, chunks: Sequence[Chunk]) -> StepBatch:
         """Lay out at least one chunk."""
         lengths = [len(chunk.token_ids) for chunk in chunks]
+        logit_counts = [chunk.num_logit_rows for chunk in chunks]
         seq_starts = np.zeros(len(chunks) + 1, np.int32)
         np.cumsum(lengths, out=seq_starts[1:])
         width = max(len(chunk.block_ids) for chunk in chunks)
@@ -77,6 +84,12 @@ class StepBatch:
                     for chunk, end in zip(chunks, seq_starts[1:], strict=True)
                 ]
             ),
+            screen_top=np.repeat(
+                np.array([chunk.screening.top for chunk in chunks], np.int32), logit_counts
+            ),
+            screen_margin=np.repeat(
+                np.array([chunk.screening.margin for chunk in chunks], np.float32), logit_counts
+            ),
             copies=tuple(copy for chunk in chunks for copy in chunk.copies),
         )
 
@@ -97,4 +110,6 @@ def run_step(decoder: _core.Decoder, cache: _core.PagedCache, chunks: Sequence[C
         batch.block_tables,
         batch.logit_rows,
         cache,
+        screen_top=batch.screen_top,
+        screen_margin=batch.screen_margin,
     )

@@ -124,6 +124,7 @@ class Scheduler:
             slots=reservation.slots,
             block_ids=sequence.table.block_ids,
             num_logit_rows=int(start + n == sequence.num_tokens),
+            screening=sequence.screening,
             copies=reservation.copies,
         )
 

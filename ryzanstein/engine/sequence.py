@@ -11,6 +11,7 @@ import numpy as np
 
 from ryzanstein import _core
 from ryzanstein.engine.result import TokenLogprob
+from ryzanstein.sampling.screening import EVERY_LOGIT, Screening, screening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +42,7 @@ class Sequence:
         stop_ids: tokens that end the sequence.
         num_logprobs: top log-probabilities to keep per token; None keeps nothing.
         seed: what the sampler was seeded with.
+        screening: which logits the sampler can come to see.
         ended: set when the sequence was ended from outside.
         error: set when no token could be drawn.
     """
@@ -51,6 +53,7 @@ class Sequence:
     stop_ids: frozenset[int]
     num_logprobs: int | None
     seed: int
+    screening: Screening = EVERY_LOGIT
     num_tokens: int = field(init=False)
     num_computed: int = 0
     table: BlockTable | None = None
@@ -97,6 +100,7 @@ class Sequence:
             stop_ids=frozenset((*own, *params.stop_token_ids)),
             num_logprobs=params.logprobs,
             seed=seed,
+            screening=screening(params),
         )
 
     @property

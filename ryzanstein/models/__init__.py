@@ -35,6 +35,9 @@ __all__ = [
     "read_config",
 ]
 
+# From 32 MB of bf16 on, reading half the bytes of a head is worth the screen's own memory.
+_SCREENED_HEAD_ELEMENTS = 1 << 24
+
 _FAMILIES = {family.architecture: family for family in (BITNET, LLAMA)}
 
 
@@ -99,15 +102,19 @@ def load_model(
         with ThreadPoolExecutor(threads) as pool:
             layers = list(pool.map(reader.layer, range(config.num_layers)))
         final_norm = reader.final_norm()
+    screened_head = config.vocab_size * config.hidden_size >= _SCREENED_HEAD_ELEMENTS
     decoder = Decoder(
         _decoder_config(config),
         layers,
         embedding,
         final_norm,
         lm_head,
+        screened_head=screened_head,
         threads=threads,
         isa=isa,
     )
+    if screened_head:
+        reader.release_dense()  # read whole for the checks and the screen, from now on by rows
     return LoadedModel(decoder, config)
 
 

@@ -96,6 +96,12 @@ class WeightReader:
             )
         return None
 
+    def release_dense(self) -> None:
+        """Let the pages of embedding and head go; they come back from the file when read."""
+        for name in (self._family.embedding, self._family.lm_head):
+            if name in self._checkpoint:
+                self._checkpoint.release(name)
+
     def _linears(self, prefix: str, names: tuple[str, ...]) -> list[Linear]:
         """Return one fused linear, or one for each name where each has a norm of its own."""
         if not self._config.quantization.input_norm:

@@ -124,9 +124,11 @@ class InterruptedDecoder:
         self.after = after
         self.calls = 0
 
-    def step(self, *arguments: Any) -> F32Array:
+    def step(self, *arguments: Any, **options: Any) -> F32Array:
         self.calls += 1
-        logits = None if self.calls % 3 == 0 and not self.after else self.decoder.step(*arguments)
+        logits = None
+        if self.calls % 3 != 0 or self.after:
+            logits = self.decoder.step(*arguments, **options)
         if self.calls % 3 == 0:
             raise KeyboardInterrupt
         assert logits is not None

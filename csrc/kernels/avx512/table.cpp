@@ -13,6 +13,7 @@ namespace ryz::avx512 {
 // Without byte permutes the digits cost more than the bandwidth they save: never the faster format.
 using scalar::ternary5_linear;
 void ternary2_linear(const TernaryLinearArgs& a) noexcept;
+void screen_linear(const ScreenLinearArgs& a) noexcept;
 
 extern const KernelTable kTable;
 const KernelTable kTable = {

@@ -14,8 +14,7 @@
 // Included by one translation unit per format, each with its own instruction-set flags.
 #pragma once
 
-#include <immintrin.h>
-
+#include "kernels/avx512/dot4.h"
 #include "kernels/ops.h"
 
 namespace ryz::RYZ_TIER {
@@ -24,29 +23,9 @@ namespace {
 constexpr std::size_t kScaledPlanes = 4;  // distinct powers of 4 that masking leaves
 constexpr std::size_t kTileTokens = 12;   // widest tile over an expanded panel
 constexpr std::size_t kHalfGroups = 2;    // groups of an expanded half panel
-constexpr std::size_t kPrefetchBytes = 4096;
 // An accumulator gains at most 4 * 128 * 127 * 16 per block and must stay inside int32 until it is
 // folded.
 constexpr std::size_t kFoldBlocks = std::size_t{1} << 12;
-
-inline __m512i load_dword(const std::int8_t* p) {
-  int dword;
-  __builtin_memcpy(&dword, p, sizeof dword);
-  return _mm512_set1_epi32(dword);
-}
-
-// sum += dot of 4 unsigned codes with 4 signed activations, per dword. Written as assembly where
-// the compiler allows: GCC 12 copies the accumulator around the intrinsic, which costs half the
-// speed.
-inline void dot4(__m512i& sum, __m512i codes, __m512i x) {
-#if defined(__GNUC__)
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
-#else
-  sum = _mm512_dpbusd_epi32(sum, codes, x);
-#endif
-}
-
-inline __m512i load_group(const std::uint8_t* p) { return _mm512_load_si512(p); }
 
 inline void finish(const TernaryLinearArgs& a, std::size_t row, std::size_t token, __m512i sum) {
   if (row >= a.rows) return;
@@ -59,13 +38,6 @@ inline void finish(const TernaryLinearArgs& a, std::size_t row, std::size_t toke
   const std::size_t i = token * a.out_stride + row;
   if (a.residual != nullptr) y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, a.residual + i), y);
   _mm512_mask_storeu_ps(a.out + i, mask, y);
-}
-
-inline void prefetch_groups(const std::uint8_t* bytes, std::size_t groups) {
-  for (std::size_t g = 0; g < groups; ++g) {
-    _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes + g * kGroupBytes),
-                 _MM_HINT_T0);
-  }
 }
 
 template <typename Format>

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -65,9 +66,14 @@ def chatty(tmp_path: Path) -> str:
     )
 
 
+def greedy(llm: LLM, max_tokens: int) -> SamplingParams:
+    """The model's own defaults under `-t 0 -n max_tokens`."""
+    return dataclasses.replace(llm.defaults.params, temperature=0, max_tokens=max_tokens)
+
+
 def test_generate_prints_the_completion(embedded: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", PROMPT, "-t", "0", "-n", "20"]) == 0
-    expected = embedded.generate(PROMPT, SamplingParams(temperature=0, max_tokens=20)).text
+    expected = embedded.generate(PROMPT, greedy(embedded, 20)).text
     out, err = capsys.readouterr()
     assert out == expected + "\n"
     assert err == ""
@@ -106,7 +112,7 @@ def test_json_holds_the_completion(embedded: LLM, capsys: pytest.CaptureFixture[
     assert main(["generate", PROMPT, "--json", "-t", "0", "-n", "8", "--stats"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    expected = embedded.generate(PROMPT, SamplingParams(temperature=0, max_tokens=8))
+    expected = embedded.generate(PROMPT, greedy(embedded, 8))
     assert found["text"] == expected.text
     assert found["token_ids"] == list(expected.token_ids)
     assert found["usage"]["completion_tokens"] == len(expected.token_ids)
@@ -120,7 +126,7 @@ def test_the_prompt_may_be_piped_in(
 ) -> None:
     feed("x = [\n")
     assert main(["generate", *argument, "-t", "0", "-n", "5"]) == 0
-    expected = embedded.generate("x = [\n", SamplingParams(temperature=0, max_tokens=5)).text
+    expected = embedded.generate("x = [\n", greedy(embedded, 5)).text
     assert capsys.readouterr().out == expected + "\n"
 
 
@@ -228,7 +234,7 @@ def answers(model: str, *messages: str) -> list[str]:
     with LLM(model, threads=1) as chat:
         for message in messages:
             history.append({"role": "user", "content": message})
-            texts.append(chat.chat(history, SamplingParams(temperature=0, max_tokens=6)).text)
+            texts.append(chat.chat(history, greedy(chat, 6)).text)
             history.append({"role": "assistant", "content": texts[-1]})
     return texts
 
@@ -257,7 +263,7 @@ def test_chat_takes_instructions(
     assert main(["chat", "-m", chatty, "-n", "6", "--system", "Be brief."]) == 0
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
     with LLM(chatty, threads=1) as chat:
-        expected = chat.chat(messages, SamplingParams(temperature=0, max_tokens=6)).text
+        expected = chat.chat(messages, greedy(chat, 6)).text
     assert capsys.readouterr().out == expected + "\n"
 
 

@@ -63,9 +63,9 @@ inline std::int32_t reduce_add_i(VecI v) { return v; }
 inline std::int32_t reduce_max_i(VecI v) { return v; }
 inline void store_i8(std::int8_t* p, VecI v) { *p = static_cast<std::int8_t>(v); }
 inline VecI clamp_i8(VecI v) { return v < -128 ? -128 : v > 127 ? 127 : v; }
-// 2^n for integral n in [-126, 127].
+// 2^n for integral n in [-126, 127]; something for NaN.
 inline Vec exp2_int(Vec n) {
-  const VecI bits = (static_cast<VecI>(n) + 127) << 23;
+  const VecI bits = (to_int(n) + 127) << 23;
   Vec v;
   std::memcpy(&v, &bits, sizeof v);
   return v;

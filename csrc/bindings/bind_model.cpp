@@ -141,8 +141,8 @@ Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
 
 void bind_weights(py::module_& m) {
   py::class_<Linear>(m, "Linear")
-      .def(py::init(&make_linear), py::arg("matrix"), py::arg("norm").noconvert() = py::none(),
-           py::arg("norm_eps") = 1e-6f);
+      .def(py::init(&make_linear), py::arg("matrix").none(false),
+           py::arg("norm").noconvert() = py::none(), py::arg("norm_eps") = 1e-6f);
   py::class_<LayerWeights>(m, "LayerWeights")
       .def(py::init(&make_layer), py::kw_only(), py::arg("input_norm").noconvert(),
            py::arg("attn_in"), py::arg("o_proj"), py::arg("post_attention_norm").noconvert(),

@@ -80,6 +80,9 @@ void gate(const std::string& isa, const std::string& activation, const Floats& g
   const auto n = static_cast<std::size_t>(gate.size());
   expect_size(up, n, "up");
   expect_size(out, n, "out");
+  if (activation != "silu" && activation != "relu2") {
+    throw ValidationError("[ops] activation '" + activation + "' is not one of: silu, relu2");
+  }
   const Activation kind = activation == "silu" ? Activation::kSilu : Activation::kRelu2;
   table(isa).gate({gate.data(), up.data(), kind, n, out.mutable_data()});
 }
@@ -112,6 +115,12 @@ void attention(const std::string& isa, const PagedCache& cache, std::size_t kv_h
       key_end > static_cast<std::size_t>(block_table.size()) * kPageTokens) {
     throw ValidationError("[ops] key range does not fit the block table");
   }
+  for (const std::int32_t block : view(block_table, "block_table")) {
+    if (block < 0 || static_cast<std::size_t>(block) >= cache.blocks()) {
+      throw ValidationError("[ops] block_table lists a block outside the cache");
+    }
+  }
+  if (kv_head >= cache.kv_heads()) throw ValidationError("[ops] kv_head is outside the cache");
   table(isa).attention({q.data(), group, cache.head_dim(), scale, cache.page(0, 0, kv_head),
                         cache.block_bytes(), block_table.data(), cache.dtype(), key_begin, key_end,
                         max.mutable_data(), sum.mutable_data(), out.mutable_data()});
@@ -121,22 +130,27 @@ void attention_merge(const std::string& isa, std::size_t head_dim, const Floats&
                      const Floats& part_sum, const Floats& part_out, Floats max, Floats sum,
                      Floats out) {
   const auto group = static_cast<std::size_t>(max.size());
+  expect_size(part_max, group, "part_max");
+  expect_size(part_sum, group, "part_sum");
+  expect_size(sum, group, "sum");
   expect_size(part_out, group * padded_head_dim(head_dim), "part_out");
   expect_size(out, group * padded_head_dim(head_dim), "out");
   table(isa).attention_merge({group, head_dim, part_max.data(), part_sum.data(), part_out.data(),
                               max.mutable_data(), sum.mutable_data(), out.mutable_data()});
 }
 
-void attention_finish(const std::string& isa, const Floats& sum, const Floats& in, Floats out) {
+void attention_finish(const std::string& isa, const Floats& sum, const Floats& rows, Floats out) {
   expect_ndim(out, 2, "out");
-  expect_size(in, dim(out, 0) * padded_head_dim(dim(out, 1)), "in");
+  expect_size(sum, dim(out, 0), "sum");
+  expect_size(rows, dim(out, 0) * padded_head_dim(dim(out, 1)), "rows");
   table(isa).attention_finish(
-      {dim(out, 0), dim(out, 1), sum.data(), in.data(), out.mutable_data()});
+      {dim(out, 0), dim(out, 1), sum.data(), rows.data(), out.mutable_data()});
 }
 
 void embed(const std::string& isa, const py::array& weights, std::size_t row, Floats out) {
   const DenseMatrix dense = dense_view(weights, "weights");
   expect_size(out, dense.columns, "out");
+  if (row >= dense.rows) throw ValidationError("[ops] row is outside the weights");
   table(isa).embed({dense.data, dense.dtype, row, dense.columns, out.mutable_data()});
 }
 
@@ -169,7 +183,7 @@ void bind_ops(py::module_& m) {
         py::arg("scale"), array("max"), array("sum"), array("out"));
   m.def("attention_merge", &attention_merge, py::arg("isa"), py::arg("head_dim"), array("part_max"),
         array("part_sum"), array("part_out"), array("max"), array("sum"), array("out"));
-  m.def("attention_finish", &attention_finish, py::arg("isa"), array("sum"), array("in"),
+  m.def("attention_finish", &attention_finish, py::arg("isa"), array("sum"), array("rows"),
         array("out"));
   m.def("embed", &embed, py::arg("isa"), array("weights"), py::arg("row"), array("out"));
   m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"), array("out"));

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
@@ -57,17 +58,21 @@ inline DenseMatrix dense_view(const pybind11::array& array, const char* name) {
     throw ValidationError(std::string("[array] ") + name + " must be C-contiguous");
   }
   const pybind11::dtype dtype = array.dtype();
+  const bool native = dtype.byteorder() == '=';
   DType type;
-  if (dtype.kind() == 'f' && dtype.itemsize() == 4) {
+  if (native && dtype.kind() == 'f' && dtype.itemsize() == 4) {
     type = DType::kF32;
-  } else if (dtype.kind() == 'f' && dtype.itemsize() == 2) {
+  } else if (native && dtype.kind() == 'f' && dtype.itemsize() == 2) {
     type = DType::kF16;
-  } else if (dtype.kind() == 'u' && dtype.itemsize() == 2) {
+  } else if (native && dtype.kind() == 'u' && dtype.itemsize() == 2) {
     type = DType::kBF16;
   } else {
     throw ValidationError(std::string("[array] ") + name + " has dtype " +
                           pybind11::str(static_cast<pybind11::object>(dtype)).cast<std::string>() +
                           ", expected float32, float16 or uint16 (bfloat16 bits)");
+  }
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % size_of(type) != 0) {
+    throw ValidationError(std::string("[array] ") + name + " is not aligned to its elements");
   }
   return {array.data(), type, dim(array, 0), dim(array, 1)};
 }

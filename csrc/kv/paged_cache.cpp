@@ -24,8 +24,19 @@ float load_element(const std::byte* page, std::size_t i, DType dtype) {
 PagedCache::PagedCache(std::size_t layers, std::size_t kv_heads, std::size_t head_dim,
                        std::size_t blocks, DType dtype)
     : kv_heads_(kv_heads), head_dim_(head_dim), blocks_(blocks), dtype_(dtype) {
-  if (layers == 0 || kv_heads == 0 || head_dim == 0 || blocks == 0 || blocks > INT32_MAX) {
-    throw ValidationError("[paged_cache] layers, kv heads, head dim and blocks must be positive");
+  // Slots are int32: block * kPageTokens + offset.
+  constexpr std::size_t kMaxBlocks = INT32_MAX / kPageTokens;
+  constexpr std::size_t kMaxSize = std::size_t{1} << 16;
+  if (layers == 0 || layers > kMaxSize || kv_heads == 0 || kv_heads > kMaxSize || head_dim == 0 ||
+      head_dim > kMaxSize || blocks == 0 || blocks > kMaxBlocks) {
+    throw ValidationError("[paged_cache] layers, kv heads and head dim must be within 1.." +
+                          std::to_string(kMaxSize) + ", blocks within 1.." +
+                          std::to_string(kMaxBlocks));
+  }
+  // Below 2^16 * 2^16 * 2^16 * 2^9 bytes a block, which times blocks may be beyond 64 bits.
+  if (block_bytes() > SIZE_MAX / blocks) {
+    throw OutOfMemoryError("[paged_cache] " + std::to_string(blocks) + " blocks of " +
+                           std::to_string(block_bytes()) + " bytes exceed the address space");
   }
   if (dtype == DType::kBF16) throw ValidationError("[paged_cache] dtype must be f16 or f32");
   slabs_.reserve(layers);

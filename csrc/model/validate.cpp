@@ -19,9 +19,13 @@ void expect_size(const std::string& what, std::size_t found, std::size_t expecte
 }
 
 void check_config(const DecoderConfig& c) {
-  expect(c.hidden_size > 0 && c.num_heads > 0 && c.num_kv_heads > 0 && c.head_dim > 0 &&
-             c.intermediate_size > 0 && c.vocab_size > 0,
-         "[decoder] every size in the configuration must be positive");
+  // What a ternary matrix can have at most; products of two such sizes cannot overflow.
+  for (const std::size_t size : {c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim,
+                                 c.intermediate_size, c.vocab_size}) {
+    expect(size > 0 && size <= kMaxInFeatures,
+           "[decoder] every size in the configuration must be within 1.." +
+               std::to_string(kMaxInFeatures) + ", got " + std::to_string(size));
+  }
   expect(c.num_heads % c.num_kv_heads == 0, "[decoder] num_heads " + std::to_string(c.num_heads) +
                                                 " is not a multiple of num_kv_heads " +
                                                 std::to_string(c.num_kv_heads));
@@ -54,30 +58,40 @@ void check_dense(const std::string& what, const DenseMatrix& matrix, const Decod
              ", " + std::to_string(c.hidden_size) + "]");
 }
 
+// Runs for every token and page of every step: a message is put together only to be thrown.
 void check_sequence(const StepBatch& batch, const PagedCache& cache, std::size_t s) {
-  const std::string name = "[step] sequence " + std::to_string(s);
+  const auto fail_here = [s](const std::string& what) {
+    fail("[step] sequence " + std::to_string(s) + " " + what);
+  };
   const auto begin = static_cast<std::size_t>(batch.seq_starts[s]);
   const auto end = static_cast<std::size_t>(batch.seq_starts[s + 1]);
   const auto table = batch.block_tables.subspan(s * batch.max_blocks, batch.max_blocks);
-  const std::int32_t last = batch.positions[end - 1];
-  expect(batch.positions[begin] >= 0, name + " starts at a negative position");
-  expect(static_cast<std::size_t>(last) / kPageTokens < batch.max_blocks,
-         name + " reaches position " + std::to_string(last) + " beyond its block table");
-  for (std::size_t i = 0; i <= static_cast<std::size_t>(last) / kPageTokens; ++i) {
-    expect(table[i] >= 0 && static_cast<std::size_t>(table[i]) < cache.blocks(),
-           name + " lists block " + std::to_string(table[i]) + ", cache has " +
-               std::to_string(cache.blocks()));
+  if (batch.positions[begin] < 0) fail_here("starts at a negative position");
+  const auto first = static_cast<std::size_t>(batch.positions[begin]);
+  const std::size_t last = first + (end - begin) - 1;
+  for (std::size_t t = begin; t < end; ++t) {
+    if (batch.positions[t] < 0 ||
+        static_cast<std::size_t>(batch.positions[t]) != first + t - begin) {
+      fail_here("has positions that do not ascend by one");
+    }
+  }
+  if (last / kPageTokens >= batch.max_blocks) {
+    fail_here("reaches position " + std::to_string(last) + " beyond its block table");
+  }
+  for (std::size_t i = 0; i <= last / kPageTokens; ++i) {
+    if (table[i] < 0 || static_cast<std::size_t>(table[i]) >= cache.blocks()) {
+      fail_here("lists block " + std::to_string(table[i]) + ", cache has " +
+                std::to_string(cache.blocks()));
+    }
   }
   for (std::size_t t = begin; t < end; ++t) {
-    const std::int32_t position = batch.positions[t];
-    expect(t == begin || position == batch.positions[t - 1] + 1,
-           name + " has positions that do not ascend by one");
-    const auto page = static_cast<std::size_t>(position) / kPageTokens;
-    const auto offset = static_cast<std::size_t>(position) % kPageTokens;
-    expect(static_cast<std::size_t>(batch.slots[t]) ==
-               static_cast<std::size_t>(table[page]) * kPageTokens + offset,
-           name + " writes position " + std::to_string(position) +
-               " to a slot that its block table does not give");
+    const std::size_t position = first + t - begin;
+    const std::size_t slot = static_cast<std::size_t>(table[position / kPageTokens]) * kPageTokens +
+                             position % kPageTokens;
+    if (batch.slots[t] < 0 || static_cast<std::size_t>(batch.slots[t]) != slot) {
+      fail_here("writes position " + std::to_string(position) +
+                " to a slot that its block table does not give");
+    }
   }
 }
 
@@ -130,9 +144,10 @@ void validate_batch(const DecoderConfig& c, std::size_t layers, const StepBatch&
   }
   for (std::size_t t = 0; t < tokens; ++t) {
     const std::int32_t id = batch.token_ids[t];
-    expect(id >= 0 && static_cast<std::size_t>(id) < c.vocab_size,
-           "[step] token id " + std::to_string(id) + " is outside a vocabulary of " +
-               std::to_string(c.vocab_size));
+    if (id < 0 || static_cast<std::size_t>(id) >= c.vocab_size) {
+      fail("[step] token id " + std::to_string(id) + " is outside a vocabulary of " +
+           std::to_string(c.vocab_size));
+    }
   }
   for (std::size_t s = 0; s < batch.sequences(); ++s) check_sequence(batch, cache, s);
   expect(batch.screening.empty() || batch.screening.size() == batch.logit_rows.size(),
@@ -142,9 +157,10 @@ void validate_batch(const DecoderConfig& c, std::size_t layers, const StepBatch&
            "[step] screening needs top >= 0 and margin >= 0");
   }
   for (const std::int32_t row : batch.logit_rows) {
-    expect(row >= 0 && static_cast<std::size_t>(row) < tokens,
-           "[step] logit row " + std::to_string(row) + " is outside a batch of " +
-               std::to_string(tokens) + " tokens");
+    if (row < 0 || static_cast<std::size_t>(row) >= tokens) {
+      fail("[step] logit row " + std::to_string(row) + " is outside a batch of " +
+           std::to_string(tokens) + " tokens");
+    }
   }
 }
 

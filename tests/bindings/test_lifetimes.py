@@ -1,0 +1,98 @@
+"""The decoder reads its embedding and head in place, and so must keep them; nothing else may."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+
+import native
+import numpy as np
+
+from ryzanstein import _core
+
+
+def churn() -> None:
+    """Reuse whatever memory has been given back."""
+    gc.collect()
+    for _ in range(50):
+        np.full((native.VOCAB, native.HIDDEN), np.nan, np.float32)
+
+
+def test_the_decoder_keeps_embedding_and_head() -> None:
+    embedding, head = native.embedding(), native.embedding(3)
+    kept = weakref.ref(embedding), weakref.ref(head)
+    decoder = native.decoder(embedding=embedding, lm_head=head)
+    cache = native.cache()
+    before = native.batch().run(decoder, cache).tobytes()
+    del embedding, head
+    churn()
+    assert all(reference() is not None for reference in kept)
+    assert native.batch().run(decoder, cache).tobytes() == before
+    del decoder
+    gc.collect()
+    assert all(reference() is None for reference in kept)
+
+
+def test_a_view_keeps_its_owner() -> None:
+    owner = np.vstack([native.embedding(4), native.embedding()])
+    decoder = native.decoder(embedding=owner[native.VOCAB :])
+    expected = native.batch().run(native.decoder(), native.cache()).tobytes()
+    del owner
+    churn()
+    assert native.batch().run(decoder, native.cache()).tobytes() == expected
+
+
+def test_a_decoder_that_was_refused_keeps_nothing() -> None:
+    embedding = native.embedding()
+    count = sys.getrefcount(embedding)
+    for threads in (0, 2000):
+        try:
+            native.decoder(embedding=embedding, threads=threads)
+        except ValueError:
+            continue
+        raise AssertionError
+    gc.collect()
+    assert sys.getrefcount(embedding) == count
+
+
+def test_weights_outlive_their_python_objects() -> None:
+    matrix = _core.TernaryMatrix(native.HIDDEN, native.INNER)
+    codes = np.ones((native.HIDDEN, native.INNER), np.int8)
+    matrix.pack_codes(0, codes, np.ones(native.HIDDEN, np.float32))
+    layers = [native.layer(down_proj=_core.Linear(matrix))]
+    decoder = native.decoder(layers=layers)
+    before = native.batch().run(decoder, native.cache()).tobytes()
+    del matrix, codes, layers
+    churn()
+    assert native.batch().run(decoder, native.cache()).tobytes() == before
+
+
+def test_norms_are_copied() -> None:
+    gain = np.ones(native.HIDDEN, np.float32)
+    decoder = native.decoder(layers=[native.layer(input_norm=gain)], final_norm=gain)
+    before = native.batch().run(decoder, native.cache()).tobytes()
+    gain[:] = np.nan
+    assert native.batch().run(decoder, native.cache()).tobytes() == before
+
+
+def test_steps_and_packing_hold_on_to_nothing() -> None:
+    decoder, cache, batch = native.decoder(), native.cache(), native.batch()
+    hidden = np.empty((2, 8, native.HIDDEN), np.float32)
+    codes, scales = np.zeros((4, 8), np.int8), np.ones(4, np.float32)
+    held = [*vars(batch).values(), cache, hidden, codes, scales]
+    counts = [sys.getrefcount(thing) for thing in held]
+    for _ in range(20):
+        batch.run(decoder, cache, hidden_states=hidden)
+        _core.TernaryMatrix(4, 8).pack_codes(0, codes, scales)
+    assert [sys.getrefcount(thing) for thing in held] == counts
+
+
+def test_results_belong_to_the_caller() -> None:
+    decoder, cache = native.decoder(), native.cache()
+    first = native.batch().run(decoder, cache)
+    copy = first.copy()
+    native.batch(token_ids=native.batch().token_ids + 9).run(decoder, cache)
+    del decoder, cache
+    churn()
+    assert first.tobytes() == copy.tobytes()

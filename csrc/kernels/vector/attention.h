@@ -19,11 +19,14 @@ constexpr std::size_t kValueVecs = 4;  // accumulators per head in the value pro
 
 template <typename Format, std::size_t kHeads>
 inline void page_scores(const float* q, std::size_t head_dim, float scale,
-                        const typename Format::Element* keys, Vec (&scores)[kHeads][kScoreVecs]) {
+                        const typename Format::Element* keys, const typename Format::Element* next,
+                        Vec (&scores)[kHeads][kScoreVecs]) {
+  constexpr std::size_t kRowBytes = kPageTokens * sizeof(*keys);
   for (std::size_t h = 0; h < kHeads; ++h) {
     for (std::size_t v = 0; v < kScoreVecs; ++v) scores[h][v] = zero();
   }
   for (std::size_t d = 0; d < head_dim; ++d) {
+    prefetch_ahead<kRowBytes>(next, d * kRowBytes);
     for (std::size_t v = 0; v < kScoreVecs; ++v) {
       const Vec key = Format::load(keys + d * kPageTokens + v * kLanes);
       for (std::size_t h = 0; h < kHeads; ++h) {
@@ -68,7 +71,7 @@ inline float fold_scores(const Vec (&scores)[kScoreVecs], std::size_t count, flo
 template <typename Format, std::size_t kHeads, std::size_t kVecs>
 inline void page_values(const float (&weights)[kHeads][kPageTokens], std::size_t count,
                         const float* shrink, const typename Format::Element* values,
-                        std::size_t stride, float* out) {
+                        const typename Format::Element* next, std::size_t stride, float* out) {
   Vec sums[kHeads][kVecs];
   for (std::size_t h = 0; h < kHeads; ++h) {
     for (std::size_t v = 0; v < kVecs; ++v) {
@@ -76,6 +79,7 @@ inline void page_values(const float (&weights)[kHeads][kPageTokens], std::size_t
     }
   }
   for (std::size_t j = 0; j < count; ++j) {
+    prefetch_ahead<kVecs * kLanes * sizeof(*next)>(next + j * stride, 0);
     for (std::size_t v = 0; v < kVecs; ++v) {
       const Vec value = Format::load(values + j * stride + v * kLanes);
       for (std::size_t h = 0; h < kHeads; ++h) {
@@ -86,6 +90,14 @@ inline void page_values(const float (&weights)[kHeads][kPageTokens], std::size_t
   for (std::size_t h = 0; h < kHeads; ++h) {
     for (std::size_t v = 0; v < kVecs; ++v) store(out + h * stride + v * kLanes, sums[h][v]);
   }
+}
+
+// The page that holds key `position`.
+template <typename Element>
+inline const Element* page_at(const AttentionArgs& a, std::size_t position) {
+  const auto block = static_cast<std::size_t>(a.block_table[position / kPageTokens]);
+  return reinterpret_cast<const Element*>(static_cast<const char*>(a.pages) +
+                                          block * a.block_bytes);
 }
 
 template <typename Format, std::size_t kHeads>
@@ -100,26 +112,28 @@ inline void attend_heads(const AttentionArgs& a, std::size_t head) {
   for (std::size_t i = 0; i < kHeads * padded; ++i) out[i] = 0.0f;
 
   for (std::size_t begin = a.key_begin; begin < a.key_end; begin += kPageTokens) {
-    const auto block = static_cast<std::size_t>(a.block_table[begin / kPageTokens]);
-    const auto* page =
-        reinterpret_cast<const Element*>(static_cast<const char*>(a.pages) + block * a.block_bytes);
+    const Element* page = page_at<Element>(a, begin);
     const std::size_t left = a.key_end - begin;
     const std::size_t count = left < kPageTokens ? left : kPageTokens;
+    // Pages lie apart, so the hardware cannot foresee them: values are asked for while keys are
+    // read, and the next page's keys while values are.
+    const Element* values = page + a.head_dim * kPageTokens;
+    const Element* next = left > kPageTokens ? page_at<Element>(a, begin + kPageTokens) : page;
 
     Vec scores[kHeads][kScoreVecs];
-    page_scores<Format, kHeads>(a.q + head * a.head_dim, a.head_dim, a.scale, page, scores);
+    page_scores<Format, kHeads>(a.q + head * a.head_dim, a.head_dim, a.scale, page, values, scores);
     float weights[kHeads][kPageTokens];
     float shrink[kHeads];
     for (std::size_t h = 0; h < kHeads; ++h) {
       shrink[h] = fold_scores(scores[h], count, &a.max[head + h], &a.sum[head + h], weights[h]);
     }
-    const Element* values = page + a.head_dim * kPageTokens;
     std::size_t d = 0;
     for (; d + kValueVecs * kLanes <= padded; d += kValueVecs * kLanes) {
-      page_values<Format, kHeads, kValueVecs>(weights, count, shrink, values + d, padded, out + d);
+      page_values<Format, kHeads, kValueVecs>(weights, count, shrink, values + d, next + d, padded,
+                                              out + d);
     }
     for (; d < padded; d += kLanes) {
-      page_values<Format, kHeads, 1>(weights, count, shrink, values + d, padded, out + d);
+      page_values<Format, kHeads, 1>(weights, count, shrink, values + d, next + d, padded, out + d);
     }
   }
 }

@@ -15,6 +15,7 @@ from ryzanstein.errors import ValidationError
 __all__ = [
     "DoctorReport",
     "Host",
+    "check_threads",
     "default_threads",
     "doctor",
     "peak_resident_bytes",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ryzanstein.models.family import Family
     from ryzanstein.models.fields import Fields
 
-__all__ = ["ModelConfig", "QuantizationConfig", "parse_config"]
+__all__ = ["ModelConfig", "QuantizationConfig", "parse_config", "require_architecture"]
 
 # No real model comes near these; they keep a damaged size from reaching an allocator.
 _MAX_DIMENSION = 1 << 24

@@ -112,6 +112,14 @@ py::dict head_counters(const Decoder& decoder) {
   return out;
 }
 
+py::dict weight_bytes(const Decoder& decoder) {
+  py::dict out;
+  out["linears"] = decoder.linear_bytes();
+  out["head"] = decoder.head().bytes();
+  out["screen"] = decoder.head().screen_bytes();
+  return out;
+}
+
 Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
                   const Array<std::int32_t>& positions, const Array<std::int32_t>& seq_starts,
                   const Array<std::int32_t>& slots, const Array<std::int32_t>& block_tables,
@@ -169,13 +177,15 @@ void bind_model(py::module_& m) {
            py::keep_alive<1, 6>())
       .def_property_readonly("isa", [](const Decoder& d) { return isa_name(d.isa()); })
       .def_property_readonly("threads", &Decoder::threads)
+      .def_property_readonly("multiplications_per_token", &Decoder::multiplications_per_token)
       .def("step", &step, py::arg("token_ids").noconvert(), py::arg("positions").noconvert(),
            py::arg("seq_starts").noconvert(), py::arg("slots").noconvert(),
            py::arg("block_tables").noconvert(), py::arg("logit_rows").noconvert(), py::arg("cache"),
            py::arg("hidden_states").noconvert() = py::none(),
            py::arg("screen_top").noconvert() = py::none(),
            py::arg("screen_margin").noconvert() = py::none())
-      .def("head_counters", &head_counters);
+      .def("head_counters", &head_counters)
+      .def("weight_bytes", &weight_bytes);
 }
 
 }  // namespace ryz

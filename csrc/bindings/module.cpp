@@ -3,6 +3,7 @@
 PYBIND11_MODULE(_core, m) {
   ryz::register_errors();
   ryz::bind_cpu(m);
+  ryz::bind_probe(m);
   ryz::bind_quant(m);
   ryz::bind_kv(m);
   ryz::bind_model(m);

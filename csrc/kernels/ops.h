@@ -197,6 +197,14 @@ struct ScreenLinearArgs {
   std::size_t out_stride;
 };
 
+// Runs the tier's byte multiply-add on registers alone, so many times over; `out` takes a value
+// that depends on them all. Returns how many products were added up. Not in the table: the scalar
+// tier has no such instruction.
+struct MultiplyAddProbeArgs {
+  std::size_t rounds;
+  std::int32_t* out;
+};
+
 // Every op once: X(name, Args).
 #define RYZ_OPS(X)                         \
   X(rms_norm, RmsNormArgs)                 \

@@ -297,11 +297,15 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
       pool_(threads),
       head_(lm_head, kernels_) {
   validate_model(config_, layers_, embedding_, final_norm_, lm_head);
+  const auto add = [this](const Linear& linear) {
+    multiplications_per_token_ += size_of(linear);
+    linear_bytes_ += linear.matrix->bytes();
+  };
   for (const LayerWeights& layer : layers_) {
-    for (const std::vector<Linear>* linears : {&layer.attn_in, &layer.mlp_in}) {
-      for (const Linear& linear : *linears) multiplications_per_token_ += size_of(linear);
-    }
-    multiplications_per_token_ += size_of(layer.o_proj) + size_of(layer.down_proj);
+    std::for_each(layer.attn_in.begin(), layer.attn_in.end(), add);
+    std::for_each(layer.mlp_in.begin(), layer.mlp_in.end(), add);
+    add(layer.o_proj);
+    add(layer.down_proj);
   }
   if (screened_head) head_.build_screen(pool_);
 }

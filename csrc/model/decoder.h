@@ -46,6 +46,9 @@ class Decoder {
   Isa isa() const { return isa_; }
   const LmHead& head() const { return head_; }
   int threads() const { return pool_.threads(); }
+  // Of the ternary linears: what a token costs at least, in bytes read and products added up.
+  std::size_t linear_bytes() const { return linear_bytes_; }
+  std::size_t multiplications_per_token() const { return multiplications_per_token_; }
 
   // Fills logits [R, V] and, unless null, hidden_states [L + 1, T, hidden]. One caller at a time:
   // others wait. Throws ValidationError, OutOfMemoryError.
@@ -66,6 +69,7 @@ class Decoder {
   ThreadPool pool_;
   LmHead head_;
   std::size_t multiplications_per_token_ = 0;
+  std::size_t linear_bytes_ = 0;
   Workspace workspace_;
   std::mutex mutex_;
 };

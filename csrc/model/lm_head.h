@@ -42,6 +42,8 @@ class LmHead {
   void build_screen(ThreadPool& pool);
   bool has_screen() const { return screen_.rows() != 0; }
   Counters counters() const;
+  std::size_t screen_bytes() const { return screen_.bytes(); }
+  std::size_t bytes() const { return weights_.rows * weights_.columns * size_of(weights_.dtype); }
 
   // Before a region: takes each row's screening (empty: all full) and sizes the workspace.
   void prepare(std::size_t rows, std::span<const Screening> screening, int threads);

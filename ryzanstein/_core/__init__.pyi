@@ -44,6 +44,23 @@ def resolve_isa(name: str | None = None) -> str:
 def kernels(isa: str | None = None) -> dict[str, str]:
     """Return op name -> the weight format and instructions it rests on, for reports."""
 
+def probe_bandwidth(threads: int, bytes: int) -> float:
+    """Return how many bytes per second the threads read from a buffer of `bytes`, at best.
+
+    Raises:
+        ValidationError: threads outside 1..1024, or less than a cache line for each.
+        OutOfMemoryError: the buffer does not fit.
+    """
+
+def probe_multiply_add(isa: str, threads: int) -> float | None:
+    """Return how many int8 products per second the tier can add up, at best.
+
+    None for the scalar tier, which has no instruction for it.
+
+    Raises:
+        ValidationError: threads outside 1..1024, or a tier this machine does not have.
+    """
+
 def preferred_ternary_format(isa: str | None = None) -> TernaryFormat:
     """Return the format this tier reads fastest on this CPU."""
 
@@ -210,6 +227,16 @@ class Decoder:
         Raises:
             ValidationError: shapes or indices that do not fit.
             OutOfMemoryError: the workspace cannot be allocated.
+        """
+
+    @property
+    def multiplications_per_token(self) -> int:
+        """Return the multiplications of one token in the ternary linears."""
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return the bytes of the packed ternary `linears`, the exact `head` and its `screen`.
+
+        The screen is 0 bytes where there is none.
         """
 
     def head_counters(self) -> dict[str, int]:

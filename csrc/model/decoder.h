@@ -13,25 +13,11 @@
 #include "kernels/dispatch.h"
 #include "kv/paged_cache.h"
 #include "model/lm_head.h"
+#include "model/step.h"
 #include "model/weights.h"
 #include "model/workspace.h"
 
 namespace ryz {
-
-// T tokens of S sequences; R of the tokens want logits.
-struct StepBatch {
-  std::span<const std::int32_t> token_ids;     // [T]
-  std::span<const std::int32_t> positions;     // [T]
-  std::span<const std::int32_t> seq_starts;    // [S + 1]
-  std::span<const std::int32_t> slots;         // [T]
-  std::span<const std::int32_t> block_tables;  // [S, max_blocks]
-  std::size_t max_blocks;
-  std::span<const std::int32_t> logit_rows;  // [R]
-  std::span<const Screening> screening;      // [R], or empty: every row whole
-
-  std::size_t tokens() const { return token_ids.size(); }
-  std::size_t sequences() const { return seq_starts.size() - 1; }
-};
 
 class Decoder {
  public:
@@ -55,8 +41,6 @@ class Decoder {
   void step(const StepBatch& batch, PagedCache& cache, float* logits, float* hidden_states);
 
  private:
-  struct Run;  // one step in flight
-
   void reserve(const StepBatch& batch);
 
   DecoderConfig config_;

@@ -41,6 +41,7 @@ struct Workspace {
   Scratch<float> partials{"attention parts"};
   Scratch<std::uint8_t> panels{"weight panels"};  // per thread
   std::size_t panels_stride = 0;
+  std::size_t widest = 0;  // in-features of any linear
   // Key splits per (token, kv head) in `partials`, or 0 when each thread folds its own.
   std::size_t shared_splits = 0;
 };

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from bench.engine_worker import Ryzanstein
-from bench.workload import Workload
+from ryzanstein.bench.runner import Runner
+from ryzanstein.bench.workload import Workload
+from ryzanstein.models import load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: Path, threads: int) -> Ryzanstein:
-    return Ryzanstein(checkpoint, threads=threads)
+def engine(checkpoint: Path, threads: int) -> Runner:
+    return Runner(load_model(checkpoint, threads=threads, isa=None))
 
 
 @pytest.mark.parametrize("name", ["pp128", "pp512", "tg16", "tg16@d512", "tg16xb8", "tg16@d512xb8"])
-def test_steps(benchmark: Any, engine: Ryzanstein, name: str) -> None:
+def test_steps(benchmark: Any, engine: Runner, name: str) -> None:
     workload = Workload.parse(name)
     engine.prepare(workload)
     expected = engine.run(workload)

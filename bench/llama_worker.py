@@ -11,7 +11,7 @@ import ctypes
 
 import llama_cpp as ll  # type: ignore[import-not-found, unused-ignore]
 
-from bench.workload import Workload, random_tokens, serve
+from bench.worker import Job, random_tokens, serve
 
 _BATCH = 2048
 _MICRO_BATCH = 512
@@ -34,53 +34,54 @@ class LlamaCpp:
         self._model = model
         self._threads = threads
         self._vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
-        self._prepared: Workload | None = None
+        self._prepared: Job | None = None
         self._context: int | None = None
 
     def describe(self) -> str:
         """Return name and version."""
         return f"llama.cpp (llama-cpp-python {ll.__version__})"
 
-    def prepare(self, workload: Workload) -> None:
+    def prepare(self, job: Job) -> None:
         """Bring the cache to the depth: fill one sequence and share it, or drop a run's tokens."""
-        if workload == self._prepared:
+        if job == self._prepared:
             memory = ll.llama_get_memory(self._context)
-            for sequence in range(workload.sequences):
-                ll.llama_memory_seq_rm(memory, sequence, workload.depth, -1)
+            for sequence in range(job.sequences):
+                ll.llama_memory_seq_rm(memory, sequence, job.depth, -1)
             return
-        self._open(workload)
+        self._open(job)
         memory = ll.llama_get_memory(self._context)
-        for begin in range(0, workload.depth, _BATCH):
-            self._decode(min(_BATCH, workload.depth - begin))
-        for sequence in range(1, workload.sequences if workload.depth else 1):
+        for begin in range(0, job.depth, _BATCH):
+            self._decode(min(_BATCH, job.depth - begin))
+        for sequence in range(1, job.sequences if job.depth else 1):
             ll.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
 
-    def run(self, workload: Workload) -> None:
+    def run(self, job: Job) -> None:
         """Process the tokens; every decode step waits for its logits, as a sampler would."""
-        if workload.sequences == 1:
-            for begin in range(0, workload.prompt, _BATCH):
-                self._decode(min(_BATCH, workload.prompt - begin))
-            for _ in range(workload.generate):
+        if job.sequences == 1:
+            for begin in range(0, job.prompt, _BATCH):
+                self._decode(min(_BATCH, job.prompt - begin))
+            for _ in range(job.generate):
                 self._decode(1)
-        elif workload.prompt:
-            self._decode_many(workload.depth, workload.prompt, workload.sequences)
+        elif job.prompt:
+            self._decode_many(job.depth, job.prompt, job.sequences)
         else:
-            for step in range(workload.generate):
-                self._decode_many(workload.depth + step, 1, workload.sequences)
+            for step in range(job.generate):
+                self._decode_many(job.depth + step, 1, job.sequences)
 
-    def _open(self, workload: Workload) -> None:
+    def _open(self, job: Job) -> None:
         if self._context is not None:
             ll.llama_free(self._context)
         params = ll.llama_context_default_params()
         # Shared depth needs one unified buffer; then n_ctx is the total over the sequences.
-        params.kv_unified = workload.sequences > 1
-        params.n_ctx = workload.length * workload.sequences
+        params.kv_unified = job.sequences > 1
+        length = job.depth + job.prompt + job.generate
+        params.n_ctx = length * job.sequences
         params.n_batch = _BATCH
         params.n_ubatch = _MICRO_BATCH
-        params.n_seq_max = workload.sequences
+        params.n_seq_max = job.sequences
         params.n_threads = params.n_threads_batch = self._threads
         self._context = ll.llama_init_from_model(self._model, params)
-        self._prepared = workload
+        self._prepared = job
 
     def _decode(self, count: int) -> None:
         tokens = (ll.llama_token * count)(*random_tokens(count, self._vocab))

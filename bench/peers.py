@@ -31,11 +31,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench import roofline
 from bench.gguf_writer import write_gguf
 from bench.shapes import PRESETS, checkpoint_path, default_directory, gguf_path
 from bench.synthetic import write_checkpoint
-from bench.workload import Workload
+from ryzanstein.bench.roofline import read_bandwidth
+from ryzanstein.bench.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Contestant(Protocol):
 
 
 class Worker:
-    """A process that answers as `bench.workload.serve` does."""
+    """A process that answers as `bench.worker.serve` does."""
 
     def __init__(self, command: Sequence[str]) -> None:
         environment = os.environ | {"PYTHONPATH": str(_ROOT)}
@@ -88,7 +88,7 @@ class Worker:
     def seconds(self, workload: Workload) -> float | None:
         """Return how long the workload took."""
         assert self._process.stdin is not None
-        self._process.stdin.write(workload.name + "\n")
+        self._process.stdin.write(json.dumps(asdict(workload)) + "\n")
         self._process.stdin.flush()
         return float(str(self._answer()["seconds"]))
 
@@ -236,11 +236,6 @@ def _run(args: argparse.Namespace) -> list[Row]:
             )
 
 
-def _read_bandwidth(threads: int) -> float:
-    reading = roofline.measure(threads, megabytes=1024, huge_pages=True)
-    return reading.gigabytes_per_second
-
-
 def _print_table(rows: Sequence[Row], bandwidths: Sequence[float]) -> None:
     before, after = bandwidths
     caption = f"memory read at {before:.1f} GB/s before, {after:.1f} GB/s after"
@@ -283,9 +278,9 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
-    before = _read_bandwidth(args.threads)
+    before = read_bandwidth(args.threads) / 1e9
     rows = _run(args)
-    bandwidths = (before, _read_bandwidth(args.threads))
+    bandwidths = (before, read_bandwidth(args.threads) / 1e9)
     if args.json:
         table = [asdict(row) for row in rows]
         print(json.dumps({"rows": table, "read_gigabytes_per_second": bandwidths}, indent=2))

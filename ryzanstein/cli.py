@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ryzanstein import __version__
+from ryzanstein.bench.command import bench
 from ryzanstein.chat_loop import ChatLoop
 from ryzanstein.cpu import doctor as examine
 from ryzanstein.cpu import peak_resident_bytes
@@ -194,6 +195,9 @@ def info(model: _Model = None, as_json: _Json = False) -> None:
       ryzanstein info -m ./model --json
     """
     _print_report(describe(model), as_json)
+
+
+app.command()(bench)
 
 
 @app.command()

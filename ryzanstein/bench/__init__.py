@@ -1,0 +1,1 @@
+"""What `ryzanstein bench` is made of: tests, timing, the machine's limits, reports."""

@@ -1,0 +1,146 @@
+"""Sweeps as pictures: speed over threads, depth, sequences or tokens."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ryzanstein.errors import ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from ryzanstein.bench.result import Row
+
+__all__ = ["check_plot", "save_plot", "sweeps"]
+
+_SUFFIXES = (".pdf", ".png", ".svg")
+# What may be swept: field of a row -> axis label and how a legend writes a fixed value.
+_AXES = {
+    "n_threads": ("threads", "{} threads"),
+    "depth": ("tokens in the cache before", "depth {}"),
+    "n_seqs": ("sequences at once", "{} sequences"),
+    "n_prompt": ("prompt tokens", "pp{}"),
+    "n_gen": ("generated tokens", "tg{}"),
+}
+_PANEL_INCHES = (4.6, 3.4)
+_DPI = 150
+_MOST_TICKS = 8
+
+
+class _Sweep(NamedTuple):
+    """A panel: rows of one kind ("prefill" or "decode") over a field with several values."""
+
+    kind: str
+    field: str
+    rows: list[Row]
+
+
+def check_plot(file: str) -> Path:
+    """Return the path of a plot that could be saved there.
+
+    Raises:
+        ValidationError: matplotlib is missing, the format is unknown, or there is no such folder.
+    """
+    path = Path(file)
+    if find_spec("matplotlib") is None:
+        raise ValidationError("--plot needs matplotlib: pip install 'ryzanstein[bench]'")
+    if path.suffix not in _SUFFIXES:
+        raise ValidationError(f"--plot {path}: the name must end in one of {', '.join(_SUFFIXES)}")
+    if not path.resolve().parent.is_dir():
+        raise ValidationError(f"--plot {path}: there is no such folder")
+    return path
+
+
+def sweeps(rows: Sequence[Row]) -> list[_Sweep]:
+    """Return what the rows show as curves: for prompts and for decoding, each field that varies."""
+    kinds = {
+        "prefill": [row for row in rows if row.n_prompt],
+        "decode": [row for row in rows if row.n_gen],
+    }
+    return [
+        _Sweep(kind, field, members)
+        for kind, members in kinds.items()
+        for field in _AXES
+        if len({getattr(row, field) for row in members}) > 1
+    ]
+
+
+def save_plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw one panel per sweep, or bars if nothing varies; error bars are standard deviations.
+
+    Raises:
+        ValidationError: the file cannot be written.
+    """
+    # Through the figure class and not pyplot: no window system, no global state.
+    from matplotlib.figure import Figure
+
+    panels = sweeps(rows)
+    columns = max(1, min(len(panels), 3))
+    lines = -(-max(1, len(panels)) // columns)
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * columns, height * lines + 0.6), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
+    for axes, sweep in zip(grid, panels, strict=False):
+        _draw(axes, sweep)
+    if not panels:
+        _draw_bars(grid[0], rows)
+    for axes in grid[max(1, len(panels)) :]:
+        axes.set_visible(False)
+    first = rows[0]
+    figure.suptitle(f"{first.model}, {first.isa}, {first.cpu}, {first.time[:10]}", fontsize=10)
+    try:
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        raise ValidationError(f"--plot {path}: {error.strerror}") from error
+
+
+def _draw(axes: Axes, sweep: _Sweep) -> None:
+    varying = [
+        field
+        for field in _AXES
+        if field != sweep.field and len({getattr(row, field) for row in sweep.rows}) > 1
+    ]
+    curves: dict[str, list[Row]] = {}
+    for row in sweep.rows:
+        label = ", ".join(_AXES[field][1].format(getattr(row, field)) for field in varying)
+        curves.setdefault(label, []).append(row)
+    for label, members in curves.items():
+        members.sort(key=lambda row: int(getattr(row, sweep.field)))
+        axes.errorbar(
+            [getattr(row, sweep.field) for row in members],
+            [row.tokens_per_second for row in members],
+            yerr=[row.stddev for row in members],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=label,
+        )
+    if varying:
+        axes.legend(fontsize=8, frameon=False)
+    values = sorted({int(getattr(row, sweep.field)) for row in sweep.rows})
+    if len(values) <= _MOST_TICKS:
+        axes.set_xticks(values)
+    axes.set_title(sweep.kind, loc="left", fontsize=10)
+    axes.set_xlabel(_AXES[sweep.field][0])
+    axes.set_ylabel("tokens per second")
+    axes.set_ylim(bottom=0)
+    _style(axes)
+
+
+def _draw_bars(axes: Axes, rows: Sequence[Row]) -> None:
+    names = [row.test for row in rows]
+    rates = [row.tokens_per_second for row in rows]
+    axes.barh(names, rates, xerr=[row.stddev for row in rows], height=0.6, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens per second")
+    _style(axes)
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,81 @@
+"""What a run must read and multiply, and how fast this machine does either.
+
+Decoding reads every weight for each token, so memory bounds it; a prompt uses each weight for many
+tokens, so the integer multiply-add bounds it. A share of 1 is a run at the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from ryzanstein import _core
+from ryzanstein.cpu import read_host
+
+if TYPE_CHECKING:
+    from ryzanstein.bench.runner import Runner
+    from ryzanstein.bench.workload import Workload
+
+__all__ = ["Demand", "Limits", "demand", "measure_limits", "read_bandwidth"]
+
+# Many times the last-level cache of most machines.
+_PROBE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of so many threads, measured.
+
+    Args:
+        bandwidth: bytes read per second.
+        multiply_adds: int8 products summed per second; None where the tier has no instruction.
+    """
+
+    bandwidth: float
+    multiply_adds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Of one run: bytes read from memory, and products of the ternary linears."""
+
+    bytes_read: float
+    multiply_adds: float
+
+
+def read_bandwidth(threads: int) -> float:
+    """Return bytes per second, from a buffer much larger than the caches."""
+    return _core.probe_bandwidth(threads, min(_PROBE_BYTES, read_host().free_bytes // 4))
+
+
+def measure_limits(isa: str, threads: int) -> Limits:
+    """Measure how fast so many threads read memory, and multiply on this tier. Takes a second."""
+    return Limits(read_bandwidth(threads), _core.probe_multiply_add(isa, threads))
+
+
+def demand(runner: Runner, workload: Workload, candidates: float, fallbacks: float) -> Demand:
+    """Return what one run needs at least: weights once per step, keys and values once per sequence.
+
+    Args:
+        runner: the model.
+        workload: the run.
+        candidates: head rows computed exactly behind a screen, per run.
+        fallbacks: logit rows that took the whole head in spite of the screen, per run.
+    """
+    decoder = runner.model.decoder
+    weights = decoder.weight_bytes()
+    steps = runner.steps(workload)
+    ends = accumulate(steps, initial=workload.depth)
+    next(ends)
+    kv_tokens = sum(ends) * workload.sequences
+    heads = workload.generate or 1
+    row_bytes = weights["head"] / runner.model.config.vocab_size
+    return Demand(
+        bytes_read=len(steps) * weights["linears"]
+        + heads * (weights["screen"] or weights["head"])
+        + candidates * row_bytes
+        + fallbacks * weights["head"]
+        + kv_tokens * runner.kv_bytes_per_token,
+        multiply_adds=workload.tokens * decoder.multiplications_per_token,
+    )

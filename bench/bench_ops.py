@@ -1,0 +1,204 @@
+"""Every kernel by itself, on one thread, at the sizes of BitNet b1.58 2B-4T.
+
+    python -m pytest bench/bench_ops.py
+    RYZANSTEIN_ISA=avx2 python -m pytest bench/bench_ops.py -k ternary
+
+Every case asserts its result against the numpy oracle of the tests: exactly where the arithmetic is
+in integers, within the tests' tolerances elsewhere. The bytes and products per second of a case are
+in the `extra_info` of --benchmark-json.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytest
+from arrays import widen
+from reference import ops as oracle
+from tolerances import ATTENTION, reduction, roundings
+
+from bench.shapes import PRESETS
+from ryzanstein import _core
+from ryzanstein._core import ops
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ryzanstein._core import F32Array, I8Array, TernaryFormat
+
+_SHAPE = PRESETS["2b-4t"]
+_GROUP = _SHAPE.heads // _SHAPE.kv_heads
+_KEYS = 2048
+# An eighth of the vocabulary: larger than the caches, small enough to check in numpy.
+_HEAD_ROWS = _SHAPE.vocab // 8
+_ROW_PADDING = 320  # a multiple of every ternary format's block
+_LINEARS = {
+    "qkv": ((_SHAPE.heads + 2 * _SHAPE.kv_heads) * _SHAPE.head_dim, _SHAPE.hidden),
+    "o": (_SHAPE.hidden, _SHAPE.heads * _SHAPE.head_dim),
+    "gate_up": (2 * _SHAPE.ffn, _SHAPE.hidden),
+    "down": (_SHAPE.hidden, _SHAPE.ffn),
+}
+_ISA = _core.resolve_isa()
+
+
+def _random(*shape: int, seed: int = 0) -> F32Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _record(benchmark: Any, *, nbytes: int = 0, products: int = 0) -> None:
+    if benchmark.enabled:
+        seconds = benchmark.stats.stats.median
+        benchmark.extra_info["gigabytes_per_second"] = nbytes / seconds / 1e9
+        benchmark.extra_info["giga_multiply_adds_per_second"] = products / seconds / 1e9
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 8, 128])
+@pytest.mark.parametrize("kind", ["two_bit", "five_trit"])
+@pytest.mark.parametrize("name", _LINEARS)
+def test_ternary_linear(benchmark: Any, name: str, kind: TernaryFormat, tokens: int) -> None:
+    rows, columns = _LINEARS[name]
+    rng = np.random.default_rng(0)
+    codes: I8Array = rng.integers(-1, 2, (rows, columns), dtype=np.int8)
+    row_scales = rng.uniform(0.5, 2, rows).astype(np.float32)
+    matrix = _core.TernaryMatrix(rows, columns, kind)
+    matrix.pack_codes(0, codes, row_scales)
+    q = np.zeros((tokens, -(-columns // _ROW_PADDING) * _ROW_PADDING), np.int8)
+    q[:, :columns] = rng.integers(-127, 128, (tokens, columns))
+    act_scale = rng.uniform(0.5, 2, tokens).astype(np.float32)
+    act_sum = q.sum(axis=1, dtype=np.int32)
+    out = np.empty((tokens, rows), np.float32)
+    benchmark(ops.ternary_linear, _ISA, matrix, q, act_scale, act_sum, out)
+    # Sums of integers below 2^53 are exact in float64, and its matrix product is fast.
+    sums = q[:, :columns].astype(np.float64) @ codes.T.astype(np.float64)
+    expected = sums.astype(np.float32) * (row_scales[None, :] * act_scale[:, None])
+    assert np.array_equal(out, expected)
+    _record(benchmark, nbytes=matrix.nbytes, products=tokens * rows * columns)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f32"])
+def test_dense_linear(benchmark: Any, kind: str) -> None:
+    values = _random(_HEAD_ROWS, _SHAPE.hidden)
+    bits: NDArray[np.uint16] = (values.view(np.uint32) >> 16).astype(np.uint16)
+    weights = bits if kind == "bf16" else values
+    x = _random(1, _SHAPE.hidden, seed=1)
+    out = np.empty((1, _HEAD_ROWS), np.float32)
+    benchmark(ops.dense_linear, _ISA, weights, x, out)
+    wide = widen(weights)
+    magnitude = np.abs(x) @ np.abs(wide).T
+    expected = x.astype(np.float64) @ wide.T.astype(np.float64)
+    assert np.all(np.abs(out - expected) <= reduction(_SHAPE.hidden) * magnitude)
+    _record(benchmark, nbytes=weights.nbytes, products=weights.size)
+
+
+@pytest.mark.parametrize("size", [_SHAPE.hidden, _SHAPE.ffn])
+def test_rms_norm(benchmark: Any, size: int) -> None:
+    x, gain, out = _random(size), _random(size, seed=1), np.empty(size, np.float32)
+    benchmark(ops.rms_norm, _ISA, x, gain, 1e-5, out)
+    expected = oracle.rms_norm(x, gain, 1e-5)
+    assert np.allclose(out, expected, rtol=reduction(size), atol=0)
+    _record(benchmark, nbytes=3 * x.nbytes)
+
+
+@pytest.mark.parametrize("size", [_SHAPE.hidden, _SHAPE.ffn])
+def test_quantize(benchmark: Any, size: int) -> None:
+    x, q = _random(size), np.empty(-(-size // _ROW_PADDING) * _ROW_PADDING, np.int8)
+    scale, total = benchmark(ops.quantize, _ISA, x, q)
+    _, expected_scale, _ = oracle.quantize_rows(x[None])
+    assert scale == pytest.approx(float(expected_scale[0]), rel=roundings(2))
+    # Half a step, and what rounding the scaled value in float32 may add to it.
+    assert np.all(np.abs(q[:size] - oracle.scaled_activations(x)) <= 0.5 + 127 * roundings(2))
+    assert total == q.sum(dtype=np.int64)
+    assert not q[size:].any()
+    _record(benchmark, nbytes=x.nbytes + q.nbytes)
+
+
+@pytest.mark.parametrize("activation", ["relu2", "silu"])
+def test_gate(benchmark: Any, activation: Literal["relu2", "silu"]) -> None:
+    gate, up = _random(_SHAPE.ffn), _random(_SHAPE.ffn, seed=1)
+    out = np.empty_like(gate)
+    benchmark(ops.gate, _ISA, activation, gate, up, out)
+    assert np.allclose(out, oracle.gate(activation, gate, up), rtol=1e-6, atol=0)
+    _record(benchmark, nbytes=3 * gate.nbytes)
+
+
+def test_rope(benchmark: Any) -> None:
+    x = _random(_SHAPE.heads + _SHAPE.kv_heads, _SHAPE.head_dim)
+    frequencies = _SHAPE.rope_theta ** (-np.arange(0, _SHAPE.head_dim, 2) / _SHAPE.head_dim)
+    angles = _KEYS * frequencies
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    once = x.copy()
+    ops.rope(_ISA, once, cos, sin)
+    expected = oracle.rope(x[None], np.array([_KEYS]), frequencies, 1.0)[0]
+    assert np.allclose(once, expected, rtol=0, atol=8 * roundings(4))
+    benchmark(ops.rope, _ISA, x, cos, sin)  # in place, turning on and on
+    _record(benchmark, nbytes=2 * x.nbytes)
+
+
+def test_kv_write(benchmark: Any) -> None:
+    cache = _core.PagedCache(1, _SHAPE.kv_heads, _SHAPE.head_dim, 1, "f16")
+    key, value = _random(_SHAPE.kv_heads * _SHAPE.head_dim), _random(640, seed=1)
+    benchmark(ops.kv_write, _ISA, cache, 0, 5, key, value)
+    keys, values = cache.read(0, 0)
+    assert np.array_equal(keys[5].ravel(), key.astype(np.float16).astype(np.float32))
+    assert np.array_equal(values[5].ravel(), value.astype(np.float16).astype(np.float32))
+    _record(benchmark, nbytes=key.nbytes + value.nbytes)
+
+
+def _filled_cache() -> tuple[_core.PagedCache, F32Array, F32Array]:
+    """Return a cache of one kv head with _KEYS tokens, and what it holds, [n, 1, D] each."""
+    pages = _KEYS // _core.PAGE_TOKENS
+    cache = _core.PagedCache(1, 1, _SHAPE.head_dim, pages, "f16")
+    rows = _random(_KEYS, 2, _SHAPE.head_dim)
+    for position, (key, value) in enumerate(rows):
+        ops.kv_write(_ISA, cache, *divmod(position, _core.PAGE_TOKENS), key, value)
+    read = [cache.read(0, page) for page in range(pages)]
+    return cache, np.concatenate([k for k, _ in read]), np.concatenate([v for _, v in read])
+
+
+def test_attention(benchmark: Any) -> None:
+    cache, keys, values = _filled_cache()
+    table = np.arange(cache.num_blocks, dtype=np.int32)
+    q = _random(_GROUP, _SHAPE.head_dim, seed=2)
+    highest, total = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
+    out = np.empty((_GROUP, _SHAPE.head_dim), np.float32)
+    scale = _SHAPE.head_dim**-0.5
+    call = (_ISA, cache, 0, table, 0, _KEYS, q, scale, highest, total, out)
+    benchmark(ops.attention, *call)
+    expected = oracle.attention(q[None], keys, values, np.array([_KEYS - 1]))[0]
+    assert np.allclose(out / total[:, None], expected, rtol=0, atol=ATTENTION)
+    _record(benchmark, nbytes=cache.nbytes, products=2 * _KEYS * q.size)
+
+
+def test_attention_merge(benchmark: Any) -> None:
+    highest, total = _random(_GROUP), np.abs(_random(_GROUP, seed=1)) + 1
+    out = _random(_GROUP, _SHAPE.head_dim, seed=2)
+    part = (_random(_GROUP, seed=3), total.copy(), _random(_GROUP, _SHAPE.head_dim, seed=4))
+    top = np.maximum(highest, part[0]).astype(np.float64)
+    ours, theirs = np.exp(highest - top), np.exp(part[0] - top)
+    expected_total = total * ours + part[1] * theirs
+    expected = out * ours[:, None] + part[2] * theirs[:, None]
+    into = (highest, total, out)
+    ops.attention_merge(_ISA, _SHAPE.head_dim, *part, *into)
+    assert np.array_equal(highest, top)
+    assert np.allclose(total, expected_total, rtol=ATTENTION, atol=0)
+    assert np.allclose(out, expected, rtol=0, atol=ATTENTION)
+    benchmark(ops.attention_merge, _ISA, _SHAPE.head_dim, *part, *into)  # grows by the same part
+    _record(benchmark, nbytes=3 * out.nbytes)
+
+
+def test_attention_finish(benchmark: Any) -> None:
+    total = np.abs(_random(_GROUP)) + 1
+    rows = _random(_GROUP, _SHAPE.head_dim, seed=1)
+    out = np.empty_like(rows)
+    benchmark(ops.attention_finish, _ISA, total, rows, out)
+    assert np.allclose(out, rows / total[:, None].astype(np.float64), rtol=roundings(2), atol=0)
+    _record(benchmark, nbytes=2 * rows.nbytes)
+
+
+def test_embed(benchmark: Any) -> None:
+    weights = np.random.default_rng(0).integers(0, 1 << 15, (1000, _SHAPE.hidden), np.uint16)
+    out = np.empty(_SHAPE.hidden, np.float32)
+    benchmark(ops.embed, _ISA, weights, 567, out)
+    assert np.array_equal(out.view(np.uint32), weights[567].astype(np.uint32) << np.uint32(16))
+    _record(benchmark, nbytes=out.nbytes * 3 // 2)

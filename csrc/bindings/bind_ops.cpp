@@ -4,11 +4,13 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
 #include "kernels/dispatch.h"
 #include "kv/paged_cache.h"
+#include "quant/screen.h"
 
 namespace py = pybind11;
 
@@ -163,6 +165,36 @@ void dense_linear(const std::string& isa, const py::array& weights, const Floats
                            dim(x, 0), out.mutable_data(), dense.rows});
 }
 
+// Bounds of x @ weights.T, each [tokens, padded rows], from a screen made of the weights.
+py::tuple screen_linear(const std::string& isa, const py::array& weights, const Floats& x) {
+  const DenseMatrix dense = dense_view(weights, "weights");
+  expect_ndim(x, 2, "x");
+  expect_size(x, dim(x, 0) * dense.columns, "x");
+  const std::size_t tokens = dim(x, 0);
+  ScreenMatrix screen(dense.rows, dense.columns);
+  std::vector<float> row(dense.columns);
+  screen.fill(dense.data, dense.dtype, 0, dense.rows, row.data());
+
+  const std::size_t stride = screen.steps() * kPlaneColumns;
+  std::vector<std::uint8_t> hi(tokens * stride), lo(tokens * stride);
+  std::vector<float> scale(tokens), norm(tokens), error(tokens);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const ScreenActivation a = screen_quantize(x.data() + t * dense.columns, dense.columns,
+                                               hi.data() + t * stride, lo.data() + t * stride);
+    scale[t] = a.scale;
+    norm[t] = a.norm;
+    error[t] = a.error;
+  }
+  const std::size_t width = screen.panels() * kPanelRows;
+  Floats lower({tokens, width});
+  Floats upper({tokens, width});
+  table(isa).screen_linear({screen.packed(), screen.scale(), screen.offset(), screen.weight_error(),
+                            screen.weight_norm(), screen.steps(), 0, screen.panels(), hi.data(),
+                            lo.data(), stride, scale.data(), norm.data(), error.data(), tokens,
+                            lower.mutable_data(), upper.mutable_data(), width});
+  return py::make_tuple(lower, upper);
+}
+
 }  // namespace
 
 void bind_ops(py::module_& m) {
@@ -187,6 +219,7 @@ void bind_ops(py::module_& m) {
         array("out"));
   m.def("embed", &embed, py::arg("isa"), array("weights"), py::arg("row"), array("out"));
   m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"), array("out"));
+  m.def("screen_linear", &screen_linear, py::arg("isa"), array("weights"), array("x"));
 }
 
 }  // namespace ryz

@@ -33,8 +33,7 @@ ScreenMatrix::ScreenMatrix(std::size_t rows, std::size_t columns)
 
 void ScreenMatrix::fill(const void* weights, DType dtype, std::size_t row_begin,
                         std::size_t row_end, float* row) {
-  // Roundings of the exact kernel's sum (K/32 fused steps and a tree) and of the bound, doubled.
-  const double float_error = 2.0 * (static_cast<double>(columns_) / 16 + 16) * 0x1p-24;
+  const double float_error = (static_cast<double>(columns_) / 2 + 32) * 0x1p-24;
   float* const scales = row_values_.as<float>();
   for (std::size_t r = row_begin; r < row_end; ++r) {
     float absmax = 0.0f;

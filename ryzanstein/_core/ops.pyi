@@ -80,3 +80,6 @@ def embed(isa: str, weights: DenseArray, row: int, out: F32Array) -> None:
 
 def dense_linear(isa: str, weights: DenseArray, x: F32Array, out: F32Array) -> None:
     """Write x [T, K] times weights [N, K] to [T, N]."""
+
+def screen_linear(isa: str, weights: DenseArray, x: F32Array) -> tuple[F32Array, F32Array]:
+    """Return lower and upper bounds of x [T, K] @ weights [N, K].T, float32 [T, N padded to 64]."""

@@ -13,7 +13,7 @@ import typer
 from ryzanstein import _core
 from ryzanstein.bench.plot import check_plot, save_plot
 from ryzanstein.bench.ranges import parse_numbers
-from ryzanstein.bench.report import FORMATS, make_table
+from ryzanstein.bench.report import FORMATS, describe, make_table
 from ryzanstein.bench.result import measure
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.store import append_rows
@@ -220,4 +220,5 @@ def _print(rows: list[Row], chosen: str | None) -> None:
         return
     from rich.console import Console
 
+    typer.echo(describe(rows[0]))
     Console().print(make_table(rows))

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["check_plot", "save_plot", "sweeps"]
 
 _SUFFIXES = (".pdf", ".png", ".svg")
-# What may be swept: field of a row -> axis label and how a legend writes a fixed value.
+# What may be swept: field of a row -> axis label, and how titles and legends write a value.
 _AXES = {
-    "n_threads": ("threads", "{} threads"),
+    "n_threads": ("threads", "threads {}"),
     "depth": ("tokens in the cache before", "depth {}"),
-    "n_seqs": ("sequences at once", "{} sequences"),
+    "n_seqs": ("sequences at once", "sequences {}"),
     "n_prompt": ("prompt tokens", "pp{}"),
     "n_gen": ("generated tokens", "tg{}"),
 }
-_PANEL_INCHES = (4.6, 3.4)
+_PANEL_INCHES = (4.6, 3.9)
 _DPI = 150
 _MOST_TICKS = 8
 
@@ -91,7 +91,9 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
     for axes in grid[max(1, len(panels)) :]:
         axes.set_visible(False)
     first = rows[0]
-    figure.suptitle(f"{first.model}, {first.isa}, {first.cpu}, {first.time[:10]}", fontsize=10)
+    figure.suptitle(
+        f"{Path(first.model).name}, {first.isa}, {first.cpu}, {first.time[:10]}", fontsize=10
+    )
     try:
         figure.savefig(path, dpi=_DPI)
     except OSError as error:
@@ -99,15 +101,11 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _draw(axes: Axes, sweep: _Sweep) -> None:
-    varying = [
-        field
-        for field in _AXES
-        if field != sweep.field and len({getattr(row, field) for row in sweep.rows}) > 1
-    ]
+    others = [field for field in _AXES if field != sweep.field]
+    varying = [field for field in others if len({getattr(row, field) for row in sweep.rows}) > 1]
     curves: dict[str, list[Row]] = {}
     for row in sweep.rows:
-        label = ", ".join(_AXES[field][1].format(getattr(row, field)) for field in varying)
-        curves.setdefault(label, []).append(row)
+        curves.setdefault(_values(row, varying), []).append(row)
     for label, members in curves.items():
         members.sort(key=lambda row: int(getattr(row, sweep.field)))
         axes.errorbar(
@@ -120,15 +118,24 @@ def _draw(axes: Axes, sweep: _Sweep) -> None:
             label=label,
         )
     if varying:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(
+            fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2
+        )
     values = sorted({int(getattr(row, sweep.field)) for row in sweep.rows})
     if len(values) <= _MOST_TICKS:
         axes.set_xticks(values)
-    axes.set_title(sweep.kind, loc="left", fontsize=10)
+    fixed = [field for field in others if field not in varying]
+    axes.set_title(f"{sweep.kind}: {_values(sweep.rows[0], fixed)}", loc="left", fontsize=9)
     axes.set_xlabel(_AXES[sweep.field][0])
     axes.set_ylabel("tokens per second")
     axes.set_ylim(bottom=0)
     _style(axes)
+
+
+def _values(row: Row, names: list[str]) -> str:
+    """Return the values of these fields in words, less the prompt or generation that is none."""
+    pairs = [(_AXES[name][1], getattr(row, name)) for name in names]
+    return ", ".join(form.format(value) for form, value in pairs if value or form == "depth {}")
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Row]) -> None:

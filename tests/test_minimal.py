@@ -23,7 +23,7 @@ def run(*arguments: str, isa: str | None = None) -> subprocess.CompletedProcess[
     if isa is not None:
         environment["RYZANSTEIN_ISA"] = isa
     return subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-P", *arguments],
         capture_output=True,
         text=True,
         timeout=300,

@@ -49,7 +49,7 @@ def test_peak_memory_is_near_the_packed_size(tmp_path: Path) -> None:
     size = (tmp_path / "model.safetensors").stat().st_size
     del tensors
 
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    command = [sys.executable, "-P", "-c", PROGRAM, str(tmp_path)]
     result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert size > 40 << 20
     assert int(result.stdout) * 1024 < 1.5 * size

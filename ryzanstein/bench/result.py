@@ -143,25 +143,26 @@ def measure(
         commit=str(build["commit"]),
         cpu=read_host().model,
         time=began,
-        **_shares(runner, workload, limits, head, statistics.median(seconds)),
+        **_shares(runner, workload, limits, head, statistics.median(rates)),
     )
 
 
 def _shares(
-    runner: Runner, workload: Workload, limits: Limits, head: dict[str, int], seconds: float
+    runner: Runner, workload: Workload, limits: Limits, head: dict[str, int], rate: float
 ) -> dict[str, Any]:
     """Return the fields of a row about its limits; `head` counts rows over all runs."""
     fallbacks, screened = head["fallback_rows"], head["screened_rows"]
     rows = workload.sequences * (workload.generate or 1)
     runs = max(1, (fallbacks + screened + head["full_rows"]) // rows)
     needs = demand(runner, workload, head["candidates"] / runs, fallbacks / runs)
-    peak = limits.multiply_adds
+    bytes_per_token = needs.bytes_read / workload.tokens
+    products, peak = needs.multiply_adds / workload.tokens, limits.multiply_adds
     return {
-        "bytes_per_token": needs.bytes_read / workload.tokens,
+        "bytes_per_token": bytes_per_token,
         "bandwidth": limits.bandwidth,
-        "bandwidth_share": needs.bytes_read / seconds / limits.bandwidth,
-        "multiply_adds_per_token": needs.multiply_adds / workload.tokens,
+        "bandwidth_share": bytes_per_token * rate / limits.bandwidth,
+        "multiply_adds_per_token": products,
         "multiply_adds": peak,
-        "multiply_add_share": None if peak is None else needs.multiply_adds / seconds / peak,
+        "multiply_add_share": None if peak is None else products * rate / peak,
         "head_fallbacks": fallbacks / max(1, fallbacks + screened),
     }

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,9 @@ MAIN = "import sys; from ryzanstein.cli import main; sys.exit(main(sys.argv[1:])
 
 
 def run(*arguments: str, isa: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the interpreter with RYZANSTEIN_ISA set to `isa`, or not set."""
+    """Run the interpreter, with this package, and RYZANSTEIN_ISA set to `isa` or not set."""
     environment = {name: value for name, value in os.environ.items() if name != "RYZANSTEIN_ISA"}
+    environment["PYTHONPATH"] = str(Path(ryzanstein.__file__).parents[1])
     if isa is not None:
         environment["RYZANSTEIN_ISA"] = isa
     return subprocess.run(

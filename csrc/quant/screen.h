@@ -7,8 +7,8 @@
 //
 //   |w.x - approx| <= ||w - scale*c|| ||x|| + ||scale*c|| ||x - x^||        (Cauchy-Schwarz, twice)
 //
-// and float error is added as a multiple of ||w|| ||x||: the exact kernel rounds at most K/2 + 1 times
-// along a sum (the scalar tier's two accumulators), the bound itself a few times.
+// and float error is added as a multiple of ||w|| ||x||: the exact kernel rounds at most K/2 + 1
+// times along a sum (the scalar tier's two accumulators), the bound itself a few times.
 //
 // Layout as ternary.h's panels: 64 rows by 4 columns in 256 consecutive bytes, byte 4*r + j of a
 // group's 64 holding row r, column 4*step + j.

@@ -51,7 +51,9 @@ inline void quantize(const QuantizeArgs& a) noexcept {
   VecI sum = zero_i();
   for (std::size_t i = 0; i < a.k_padded; i += kLanes) {
     const std::size_t n = i < a.k ? a.k - i : 0;
-    const VecI q = clamp_i8(to_int(mul(load_first(a.x + i, n), scale)));
+    // Padding stays zero even where the scale is NaN.
+    const Vec scaled = select_first(mul(load_first(a.x + i, n), scale), n, zero());
+    const VecI q = clamp_i8(to_int(scaled));
     sum = add_i(sum, q);
     store_i8(a.q + i, q);
   }

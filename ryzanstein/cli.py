@@ -54,6 +54,9 @@ _Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Directory or hub id (default: the embedded model)."),
 ]
+_ModelArgument = Annotated[
+    str | None, typer.Argument(help="Directory or hub id (default: the embedded model).")
+]
 _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16 or f32.")]
@@ -186,13 +189,13 @@ def chat(
 
 
 @app.command()
-def info(model: _Model = None, as_json: _Json = False) -> None:
+def info(model: _ModelArgument = None, as_json: _Json = False) -> None:
     """Show what a model is, without loading its weights.
 
     \b
     Examples:
       ryzanstein info
-      ryzanstein info -m ./model --json
+      ryzanstein info ./model --json
     """
     _print_report(describe(model), as_json)
 

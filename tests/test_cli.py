@@ -147,7 +147,7 @@ def test_the_prompt_may_be_piped_in(
         (["generate", "x", "-m", "/no/such"], 1, "no model directory /no/such"),
         (["generate", "x", "-m", "a.gguf"], 1, "a.gguf: GGUF files cannot be loaded yet"),
         (["chat"], 2, "has no chat template, so it cannot chat"),
-        (["info", "-m", "/no/such"], 1, "no model directory /no/such"),
+        (["info", "/no/such"], 1, "no model directory /no/such"),
         (["nonsense"], 2, "No such command 'nonsense'."),
     ],
 )
@@ -205,7 +205,7 @@ def test_info(capsys: pytest.CaptureFixture[str], embedded: LLM) -> None:
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"architecture: +BitNetForCausalLM\n", shown)
-    assert main(["info", "--json", "-m", str(EMBEDDED_MODEL)]) == 0
+    assert main(["info", "--json", str(EMBEDDED_MODEL)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == str(EMBEDDED_MODEL)
     assert found["parameters"] == embedded.config.num_parameters

@@ -78,10 +78,12 @@ def test_decoders_come_and_go() -> None:
 
 
 FORK = """
-import os, sys
+import os, sys, warnings
 import native
 from ryzanstein import ValidationError
 
+# From Python 3.12 on, forking with threads warns of what is tested here.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 decoder = native.decoder(threads=int(sys.argv[1]))
 before = native.batch().run(decoder, native.cache()).tobytes()
 child = os.fork()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -183,25 +182,3 @@ def test_an_interrupted_step_costs_nothing(where: str) -> None:
 
 def test_a_step_without_work_does_nothing() -> None:
     tiny_engine(MODEL).step()
-
-
-def test_other_threads_run_during_a_step() -> None:
-    engine = tiny_engine(MODEL, token_budget=512)
-    ticks = 0
-    running = True
-
-    def tick() -> None:
-        nonlocal ticks
-        while running:
-            ticks += 1
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
-        before = ticks
-        for _ in engine.logits(random_tokens(1, 500)):
-            pass
-        assert ticks > before
-    finally:
-        running = False
-        thread.join()

@@ -61,4 +61,17 @@ inline std::uint16_t f32_to_f16(float value) {
   return static_cast<std::uint16_t>(sign | ((bits + 0xfffu + odd - 0x38000000u) >> 13));
 }
 
+// Element `i` of an array of `dtype`; no alignment needed.
+inline float element_to_f32(const void* data, DType dtype, std::size_t i) {
+  const char* source = static_cast<const char*>(data) + i * size_of(dtype);
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, source, sizeof value);
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, source, sizeof bits);
+  return dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+}
+
 }  // namespace ryz

@@ -6,20 +6,6 @@
 #include "base/error.h"
 
 namespace ryz {
-namespace {
-
-float load_element(const std::byte* page, std::size_t i, DType dtype) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, page + i * sizeof value, sizeof value);
-    return value;
-  }
-  std::uint16_t bits;
-  std::memcpy(&bits, page + i * sizeof bits, sizeof bits);
-  return f16_to_f32(bits);
-}
-
-}  // namespace
 
 PagedCache::PagedCache(std::size_t layers, std::size_t kv_heads, std::size_t head_dim,
                        std::size_t blocks, DType dtype)
@@ -68,8 +54,8 @@ void PagedCache::read(std::size_t layer, std::size_t block, float* keys, float* 
     for (std::size_t t = 0; t < kPageTokens; ++t) {
       for (std::size_t d = 0; d < head_dim_; ++d) {
         const std::size_t out = (t * kv_heads_ + g) * head_dim_ + d;
-        keys[out] = load_element(source, d * kPageTokens + t, dtype_);
-        values[out] = load_element(source, head_dim_ * kPageTokens + t * padded + d, dtype_);
+        keys[out] = element_to_f32(source, dtype_, d * kPageTokens + t);
+        values[out] = element_to_f32(source, dtype_, head_dim_ * kPageTokens + t * padded + d);
       }
     }
   }

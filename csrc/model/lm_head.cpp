@@ -61,6 +61,7 @@ void LmHead::prepare(std::size_t rows, std::span<const Screening> screening, int
   full_rows_ += rows - n;
 }
 
+// This thread's share of the screened rows.
 void LmHead::quantize(ThreadPool::Context& ctx, const float* hidden) {
   const std::size_t n = screened_.size();
   const std::size_t width = screen_.steps() * kPlaneColumns;
@@ -143,6 +144,8 @@ void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
     full_rows(hidden, logits, lot * kLot, std::min(last * kLot, vocab));
   }
   if (n == 0) return;
+  quantize(ctx, hidden);
+  ctx.barrier();
 
   const auto [panel, last_panel] = ctx.share(screen_.panels());
   const std::size_t begin = std::min(panel * kPanelRows, vocab);

@@ -47,9 +47,7 @@ class LmHead {
 
   // Before a region: takes each row's screening (empty: all full) and sizes the workspace.
   void prepare(std::size_t rows, std::span<const Screening> screening, int threads);
-  // Inside a region: quantises the hidden rows [rows, K] of this thread's share that are screened.
-  void quantize(ThreadPool::Context& ctx, const float* hidden);
-  // Inside a region, after a barrier: fills logits [rows, V].
+  // Inside a region, hidden [rows, K] being complete: fills logits [rows, V].
   void run(ThreadPool::Context& ctx, const float* hidden, float* logits);
 
  private:
@@ -58,6 +56,7 @@ class LmHead {
     Screening screening;
   };
 
+  void quantize(ThreadPool::Context& ctx, const float* hidden);
   void full_rows(const float* hidden, float* logits, std::size_t begin, std::size_t end);
   void dense(const float* hidden, float* logits, std::size_t row, std::size_t rows,
              std::size_t begin, std::size_t end);

@@ -251,8 +251,6 @@ void StepWorker::finish() {
     norm(static_cast<std::size_t>(rows[r]), ws_.final_rows.data() + r * width);
   }
   ctx_.barrier();
-  s_.head.quantize(ctx_, ws_.final_rows.data());
-  ctx_.barrier();
   s_.head.run(ctx_, ws_.final_rows.data(), s_.logits);
 }
 

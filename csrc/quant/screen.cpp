@@ -9,18 +9,6 @@ namespace {
 // Factor that makes a bound computed in double hold after rounding to float.
 constexpr double kRoundUp = 1.0 + 1e-6;
 
-float load_weight(const void* weights, DType dtype, std::size_t i) {
-  switch (dtype) {
-    case DType::kF32:
-      return static_cast<const float*>(weights)[i];
-    case DType::kF16:
-      return f16_to_f32(static_cast<const std::uint16_t*>(weights)[i]);
-    case DType::kBF16:
-      return bf16_to_f32(static_cast<const std::uint16_t*>(weights)[i]);
-  }
-  return 0.0f;
-}
-
 }  // namespace
 
 ScreenMatrix::ScreenMatrix(std::size_t rows, std::size_t columns)
@@ -38,7 +26,7 @@ void ScreenMatrix::fill(const void* weights, DType dtype, std::size_t row_begin,
   for (std::size_t r = row_begin; r < row_end; ++r) {
     float absmax = 0.0f;
     for (std::size_t k = 0; k < columns_; ++k) {
-      row[k] = load_weight(weights, dtype, r * columns_ + k);
+      row[k] = element_to_f32(weights, dtype, r * columns_ + k);
       absmax = std::max(absmax, std::fabs(row[k]));
     }
     const float scale = absmax > 0.0f ? absmax / 127.0f : 1.0f;

@@ -21,21 +21,6 @@ void check_scale(const char* op, float scale) {
   }
 }
 
-float load_weight(const void* weights, DType dtype, std::size_t i) {
-  switch (dtype) {
-    case DType::kF32: {
-      float value;
-      std::memcpy(&value, static_cast<const char*>(weights) + i * 4, sizeof value);
-      return value;
-    }
-    case DType::kF16:
-      return f16_to_f32(static_cast<const std::uint16_t*>(weights)[i]);
-    case DType::kBF16:
-      return bf16_to_f32(static_cast<const std::uint16_t*>(weights)[i]);
-  }
-  return 0.0f;
-}
-
 // Codes of four columns in the low two bits of each byte of a dword.
 constexpr std::uint32_t kCodeMask = 0x03030303u;
 constexpr std::size_t kMaxPlanes = 5;
@@ -162,7 +147,7 @@ float TernaryMatrix::pack_master(std::size_t row_begin, const void* weights, DTy
   for (std::size_t r = 0; r < rows; ++r) {
     double row_total = 0.0;
     for (std::size_t k = 0; k < columns_; ++k) {
-      row_total += std::fabs(load_weight(weights, dtype, r * columns_ + k));
+      row_total += std::fabs(element_to_f32(weights, dtype, r * columns_ + k));
     }
     if (!std::isfinite(row_total)) {
       throw QuantizationError("[pack_master] row " + std::to_string(row_begin + r) +
@@ -176,7 +161,7 @@ float TernaryMatrix::pack_master(std::size_t row_begin, const void* weights, DTy
   std::vector<std::uint8_t> codes(columns_);
   for (std::size_t r = 0; r < rows; ++r) {
     for (std::size_t k = 0; k < columns_; ++k) {
-      const float value = load_weight(weights, dtype, r * columns_ + k) * inverse;
+      const float value = element_to_f32(weights, dtype, r * columns_ + k) * inverse;
       // Round half to even, then clamp: only the open intervals beyond +-0.5 leave zero.
       codes[k] = value > 0.5f ? 2 : value < -0.5f ? 0 : 1;
     }

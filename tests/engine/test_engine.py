@@ -181,4 +181,6 @@ def test_an_interrupted_step_costs_nothing(where: str) -> None:
 
 
 def test_a_step_without_work_does_nothing() -> None:
-    tiny_engine(MODEL).step()
+    engine = tiny_engine(MODEL)
+    engine.step()
+    assert engine.blocks.num_free == engine.blocks.num_blocks

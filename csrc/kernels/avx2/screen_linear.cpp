@@ -1,20 +1,10 @@
 // vpmaddubsw of broadcast 7-bit activations with signed weights: a pair is at most 2 * 127 * 127,
 // inside int16, and is widened at once.
-#include <immintrin.h>
-
+#include "kernels/avx2/bytes.h"
 #include "kernels/ops.h"
 
 namespace ryz::avx2 {
 namespace {
-
-constexpr std::size_t kHalves = 2;  // ymm of 8 rows in a group
-constexpr std::size_t kPrefetchBytes = 4096;
-
-inline __m256i load_dword(const std::uint8_t* p) {
-  int dword;
-  __builtin_memcpy(&dword, p, sizeof dword);
-  return _mm256_set1_epi32(dword);
-}
 
 inline __m256i dot4(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
   const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);

@@ -4,22 +4,13 @@
 // int16 accumulators take 64 products of at most 2 * 2 * 127 = 508 before they are widened, so a
 // chunk is 16 blocks. Codes are weight + 1: the sum of activations is taken off at the end.
 // At one token the shifts and masks cost as much as the products; from four on they are shared.
-#include <immintrin.h>
-
+#include "kernels/avx2/bytes.h"
 #include "kernels/ops.h"
 
 namespace ryz::avx2 {
 namespace {
 
 constexpr std::size_t kChunkBlocks = 16;
-constexpr std::size_t kHalves = 2;  // ymm of 8 rows in a group
-constexpr std::size_t kPrefetchBytes = 4096;
-
-inline __m256i load_dword(const std::int8_t* p) {
-  int dword;
-  __builtin_memcpy(&dword, p, sizeof dword);
-  return _mm256_set1_epi32(dword);
-}
 
 // Stores a group's 16 rows of one token.
 inline void finish(const TernaryLinearArgs& a, std::size_t group_row, std::size_t token,

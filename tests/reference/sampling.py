@@ -73,12 +73,17 @@ def uniform(seed: int, position: int) -> float:
 
 
 def penalise(logits: NDArray[Any], history: Iterable[int], penalty: float) -> F64:
-    """Return logits of seen tokens divided if positive, multiplied if not (arXiv:1909.05858)."""
-    result = logits.astype(np.float64)
+    """Return logits of seen tokens divided if positive, multiplied if not (arXiv:1909.05858).
+
+    In float32, as transformers does: a penalised logit is a float32 again, and its rounding decides
+    which logits tie.
+    """
+    result = logits.astype(np.float32)
+    factor = np.float32(penalty)
     for token in set(history):
         value = result[token]
-        result[token] = value / penalty if value > 0 else value * penalty
-    return result
+        result[token] = value / factor if value > 0 else value * factor
+    return result.astype(np.float64)
 
 
 def distribution(logits: NDArray[Any], history: Iterable[int], chain: Chain) -> Distribution:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import sampling as oracle
 from reference.sampling import Chain
@@ -227,6 +227,14 @@ chains = st.builds(
     spread=st.sampled_from([0.0, 0.3, 1.0, 4.0, 30.0]),
     noise=st.integers(0, 2**32 - 1),
     ties=st.booleans(),
+)
+# The penalty rounds to a half and makes a tie, which goes to the lowest id.
+@example(
+    chain=Chain(temperature=3.0, repetition_penalty=0.5000000000000001),
+    size=15,
+    spread=4.0,
+    noise=1,
+    ties=True,
 )
 @settings(max_examples=300, deadline=None)
 def test_draws_equal_the_oracle(

@@ -53,7 +53,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER, _VOCAB, _LAYERS = 96, 6, 2, 16, 160, 73, 2
+_HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER, _VOCAB, _LAYERS = 96, 6, 2, 16, 192, 73, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ def tiny_decoder(
 ) -> TinyModel:
     """Return a random two-layer model, the same for the same seed.
 
-    A sequence that holds `nan_token` has NaN logits. Steps are shared by all threads and heads
-    screened, however small the model.
+    A sequence that holds `nan_token` has NaN logits. Steps are shared by all threads, heads
+    screened and zeros skipped, however small the model.
     """
     rng = np.random.default_rng(seed)
 
@@ -87,19 +87,22 @@ def tiny_decoder(
         matrix.pack_codes(0, codes, scales)
         return _core.Linear(matrix)
 
-    layers = [
-        _core.LayerWeights(
+    def layer() -> _core.LayerWeights:
+        mlp_in, down_proj = linear(2 * _INNER, _HIDDEN), linear(_HIDDEN, _INNER)
+        return _core.LayerWeights(
             input_norm=gain(_HIDDEN),
             attn_in=[linear((_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, _HIDDEN)],
             o_proj=linear(_HIDDEN, _HEADS * _HEAD_DIM),
             post_attention_norm=gain(_HIDDEN),
-            mlp_in=[linear(2 * _INNER, _HIDDEN)],
-            down_proj=linear(_HIDDEN, _INNER),
+            mlp_in=[mlp_in],
+            down_proj=down_proj,
             attn_sub_norm=gain(_HEADS * _HEAD_DIM),
             ffn_sub_norm=gain(_INNER),
+            up_rows=_core.TernaryRows.of_rows(mlp_in.matrix, _INNER, 2 * _INNER),
+            down_columns=_core.TernaryRows.of_columns(down_proj.matrix),
         )
-        for _ in range(_LAYERS)
-    ]
+
+    layers = [layer() for _ in range(_LAYERS)]
     embedding = rng.standard_normal((_VOCAB, _HIDDEN)).astype(np.float32)
     head = (rng.standard_normal((_VOCAB, _HIDDEN)) / 6).astype(np.float32)
     if nan_token is not None:

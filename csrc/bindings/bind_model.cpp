@@ -34,7 +34,9 @@ Linear make_linear(const std::shared_ptr<TernaryMatrix>& matrix, const OptionalN
 LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn_in, Linear o_proj,
                         const Array<float>& post_attention_norm, std::vector<Linear> mlp_in,
                         Linear down_proj, const OptionalNorm& attn_sub_norm,
-                        const OptionalNorm& ffn_sub_norm) {
+                        const OptionalNorm& ffn_sub_norm,
+                        const std::shared_ptr<TernaryRows>& up_rows,
+                        const std::shared_ptr<TernaryRows>& down_columns) {
   return {to_vector(input_norm, "input_norm"),
           std::move(attn_in),
           optional_norm(attn_sub_norm, "attn_sub_norm"),
@@ -42,7 +44,9 @@ LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn
           to_vector(post_attention_norm, "post_attention_norm"),
           std::move(mlp_in),
           optional_norm(ffn_sub_norm, "ffn_sub_norm"),
-          std::move(down_proj)};
+          std::move(down_proj),
+          up_rows,
+          down_columns};
 }
 
 DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::size_t num_kv_heads,
@@ -112,6 +116,20 @@ py::dict head_counters(const Decoder& decoder) {
   return out;
 }
 
+std::vector<py::dict> channel_counts(const Decoder& decoder) {
+  std::vector<py::dict> out;
+  const std::vector<LayerWeights>& layers = decoder.layers();
+  for (const ChannelCounts& counts : decoder.channel_counts()) {
+    py::dict layer;
+    layer["channels"] = layers[out.size()].channels();
+    layer["steps"] = counts.steps;
+    layer["open_gates"] = counts.open_gates;
+    layer["nonzero"] = counts.nonzero;
+    out.push_back(std::move(layer));
+  }
+  return out;
+}
+
 py::dict weight_bytes(const Decoder& decoder) {
   py::dict out;
   out["linears"] = decoder.linear_bytes();
@@ -150,13 +168,15 @@ Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
 void bind_weights(py::module_& m) {
   py::class_<Linear>(m, "Linear")
       .def(py::init(&make_linear), py::arg("matrix").none(false),
-           py::arg("norm").noconvert() = py::none(), py::arg("norm_eps") = 1e-6f);
+           py::arg("norm").noconvert() = py::none(), py::arg("norm_eps") = 1e-6f)
+      .def_property_readonly("matrix", [](const Linear& linear) { return linear.matrix; });
   py::class_<LayerWeights>(m, "LayerWeights")
       .def(py::init(&make_layer), py::kw_only(), py::arg("input_norm").noconvert(),
            py::arg("attn_in"), py::arg("o_proj"), py::arg("post_attention_norm").noconvert(),
            py::arg("mlp_in"), py::arg("down_proj"),
            py::arg("attn_sub_norm").noconvert() = py::none(),
-           py::arg("ffn_sub_norm").noconvert() = py::none());
+           py::arg("ffn_sub_norm").noconvert() = py::none(), py::arg("up_rows") = py::none(),
+           py::arg("down_columns") = py::none());
   py::class_<DecoderConfig>(m, "DecoderConfig")
       .def(py::init(&make_config), py::kw_only(), py::arg("hidden_size"), py::arg("num_heads"),
            py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("intermediate_size"),
@@ -185,7 +205,8 @@ void bind_model(py::module_& m) {
            py::arg("screen_top").noconvert() = py::none(),
            py::arg("screen_margin").noconvert() = py::none())
       .def("head_counters", &head_counters)
-      .def("weight_bytes", &weight_bytes);
+      .def("weight_bytes", &weight_bytes)
+      .def("channel_counts", &channel_counts);
 }
 
 }  // namespace ryz

@@ -11,6 +11,7 @@
 #include "kernels/dispatch.h"
 #include "kv/paged_cache.h"
 #include "quant/screen.h"
+#include "quant/ternary_rows.h"
 
 namespace py = pybind11;
 
@@ -35,15 +36,33 @@ void rms_norm(const std::string& isa, const Floats& x, const Floats& gain, float
   table(isa).rms_norm({x.data(), gain.data(), eps, k, out.mutable_data()});
 }
 
-py::tuple quantize(const std::string& isa, const Floats& x, Array<std::int8_t> q) {
+// Scale and sum are filled in by the op.
+QuantizeArgs quantize_args(const Floats& x, const std::optional<Floats>& gain, float eps,
+                           std::optional<std::size_t> mean_count, Array<std::int8_t>& q,
+                           float& scale, std::int32_t& sum) {
   const auto k = static_cast<std::size_t>(x.size());
   const auto k_padded = static_cast<std::size_t>(q.size());
   if (k_padded < k || k_padded % 16 != 0) {
     throw ValidationError("[ops] q must hold x and be a multiple of 16 long");
   }
+  if (gain) expect_size(*gain, k, "gain");
+  return {x.data(),
+          k,
+          k_padded,
+          gain ? gain->data() : nullptr,
+          eps,
+          mean_count.value_or(k),
+          q.mutable_data(),
+          &scale,
+          &sum};
+}
+
+py::tuple quantize(const std::string& isa, const Floats& x, Array<std::int8_t> q,
+                   const std::optional<Floats>& gain, float eps,
+                   std::optional<std::size_t> mean_count) {
   float scale = 0.0f;
   std::int32_t sum = 0;
-  table(isa).quantize({x.data(), k, k_padded, q.mutable_data(), &scale, &sum});
+  table(isa).quantize(quantize_args(x, gain, eps, mean_count, q, scale, sum));
   return py::make_tuple(scale, sum);
 }
 
@@ -70,6 +89,71 @@ void ternary_linear(const std::string& isa, const TernaryMatrix& matrix,
       scratch.as<std::uint8_t>()});
 }
 
+Array<std::int32_t> first_of(const std::vector<std::int32_t>& selected, std::size_t count) {
+  return Array<std::int32_t>(static_cast<py::ssize_t>(count), selected.data());
+}
+
+Array<std::int32_t> select_gates(const std::string& isa, const Floats& gate, std::size_t begin,
+                                 std::size_t end) {
+  if (begin > end || end > static_cast<std::size_t>(gate.size())) {
+    throw ValidationError("[ops] begin..end is not within gate");
+  }
+  std::vector<std::int32_t> selected(end - begin + kSelectSlack);
+  std::size_t count = 0;
+  table(isa).select_gates({gate.data(), begin, end, selected.data(), &count});
+  return first_of(selected, count);
+}
+
+Array<std::int32_t> select_nonzero(const std::string& isa, const Array<std::int8_t>& q) {
+  const auto n = static_cast<std::size_t>(q.size());
+  if (n % kSelectSlack != 0) throw ValidationError("[ops] q must be a multiple of 16 long");
+  std::vector<std::int32_t> selected(n + kSelectSlack);
+  std::size_t count = 0;
+  table(isa).select_nonzero({q.data(), n, selected.data(), &count});
+  return first_of(selected, count);
+}
+
+void expect_selected(const Array<std::int32_t>& selected, std::size_t rows) {
+  for (const std::int32_t i : view(selected, "selected")) {
+    if (i < 0 || static_cast<std::size_t>(i) >= rows) {
+      throw ValidationError("[ops] selected lists a row outside the weights");
+    }
+  }
+}
+
+void selected_rows(const std::string& isa, const TernaryRows& weights, const Floats& row_scale,
+                   const Array<std::int32_t>& selected, const Array<std::int8_t>& q,
+                   float act_scale, std::int32_t act_sum, Floats out) {
+  expect_size(row_scale, weights.rows(), "row_scale");
+  expect_size(q, weights.units() * kUnitColumns, "q");
+  expect_size(out, weights.rows(), "out");
+  expect_selected(selected, weights.rows());
+  table(isa).selected_rows({weights.packed(), row_scale.data(), weights.units(), selected.data(),
+                            static_cast<std::size_t>(selected.size()), q.data(), act_scale, act_sum,
+                            out.mutable_data()});
+}
+
+void selected_columns(const std::string& isa, const TernaryRows& weights, const Floats& row_scale,
+                      const Array<std::int32_t>& selected, const Array<std::int8_t>& q,
+                      float act_scale, std::int32_t act_sum, std::size_t unit_begin,
+                      std::size_t unit_end, const Floats& residual, Floats out) {
+  expect_size(row_scale, weights.columns(), "row_scale");
+  expect_size(residual, weights.columns(), "residual");
+  expect_size(out, weights.columns(), "out");
+  expect_selected(selected, weights.rows());
+  if (static_cast<std::size_t>(q.size()) < weights.rows()) {
+    throw ValidationError("[ops] q is shorter than the columns");
+  }
+  if (unit_begin > unit_end || unit_end > weights.units()) {
+    throw ValidationError("[ops] units are outside the weights");
+  }
+  const Buffer scratch(selected_columns_scratch_bytes(weights.columns()), "column sums");
+  table(isa).selected_columns(
+      {weights.packed(), row_scale.data(), weights.columns(), weights.units(), unit_begin, unit_end,
+       selected.data(), static_cast<std::size_t>(selected.size()), q.data(), act_scale, act_sum,
+       residual.data(), out.mutable_data(), scratch.as<std::uint8_t>()});
+}
+
 void rope(const std::string& isa, Floats x, const Floats& cos, const Floats& sin) {
   expect_ndim(x, 2, "x");
   expect_size(cos, dim(x, 1) / 2, "cos");
@@ -77,8 +161,8 @@ void rope(const std::string& isa, Floats x, const Floats& cos, const Floats& sin
   table(isa).rope({x.mutable_data(), cos.data(), sin.data(), dim(x, 0), dim(x, 1)});
 }
 
-void gate(const std::string& isa, const std::string& activation, const Floats& gate,
-          const Floats& up, Floats out) {
+GateArgs gate_args(const std::string& activation, const Floats& gate, const Floats& up,
+                   Floats& out) {
   const auto n = static_cast<std::size_t>(gate.size());
   expect_size(up, n, "up");
   expect_size(out, n, "out");
@@ -86,7 +170,22 @@ void gate(const std::string& isa, const std::string& activation, const Floats& g
     throw ValidationError("[ops] activation '" + activation + "' is not one of: silu, relu2");
   }
   const Activation kind = activation == "silu" ? Activation::kSilu : Activation::kRelu2;
-  table(isa).gate({gate.data(), up.data(), kind, n, out.mutable_data()});
+  return {gate.data(), up.data(), kind, n, out.mutable_data()};
+}
+
+void gate(const std::string& isa, const std::string& activation, const Floats& gate,
+          const Floats& up, Floats out) {
+  table(isa).gate(gate_args(activation, gate, up, out));
+}
+
+py::tuple gate_quantize(const std::string& isa, const std::string& activation, const Floats& gate,
+                        const Floats& up, Floats out, Array<std::int8_t> q,
+                        const std::optional<Floats>& gain, float eps) {
+  float scale = 0.0f;
+  std::int32_t sum = 0;
+  table(isa).gate_quantize({gate_args(activation, gate, up, out),
+                            quantize_args(out, gain, eps, std::nullopt, q, scale, sum)});
+  return py::make_tuple(scale, sum);
 }
 
 void kv_write(const std::string& isa, PagedCache& cache, std::size_t block, std::size_t offset,
@@ -201,13 +300,26 @@ void bind_ops(py::module_& m) {
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
   m.def("rms_norm", &rms_norm, py::arg("isa"), array("x"), array("gain"), py::arg("eps"),
         array("out"));
-  m.def("quantize", &quantize, py::arg("isa"), array("x"), array("q"));
+  m.def("quantize", &quantize, py::arg("isa"), array("x"), array("q"),
+        py::arg("gain").noconvert() = py::none(), py::arg("eps") = 1e-5f,
+        py::arg("mean_count") = py::none());
   m.def("ternary_linear", &ternary_linear, py::arg("isa"), py::arg("matrix"), array("q"),
         array("act_scale"), array("act_sum"), array("out"),
         py::arg("residual").noconvert() = py::none());
+  m.def("select_gates", &select_gates, py::arg("isa"), array("gate"), py::arg("begin"),
+        py::arg("end"));
+  m.def("select_nonzero", &select_nonzero, py::arg("isa"), array("q"));
+  m.def("selected_rows", &selected_rows, py::arg("isa"), py::arg("weights"), array("row_scale"),
+        array("selected"), array("q"), py::arg("act_scale"), py::arg("act_sum"), array("out"));
+  m.def("selected_columns", &selected_columns, py::arg("isa"), py::arg("weights"),
+        array("row_scale"), array("selected"), array("q"), py::arg("act_scale"), py::arg("act_sum"),
+        py::arg("unit_begin"), py::arg("unit_end"), array("residual"), array("out"));
   m.def("rope", &rope, py::arg("isa"), array("x"), array("cos"), array("sin"));
   m.def("gate", &gate, py::arg("isa"), py::arg("activation"), array("gate"), array("up"),
         array("out"));
+  m.def("gate_quantize", &gate_quantize, py::arg("isa"), py::arg("activation"), array("gate"),
+        array("up"), array("out"), array("q"), py::arg("gain").noconvert() = py::none(),
+        py::arg("eps") = 1e-5f);
   m.def("kv_write", &kv_write, py::arg("isa"), py::arg("cache"), py::arg("block"),
         py::arg("offset"), array("key"), array("value"));
   m.def("attention", &attention, py::arg("isa"), py::arg("cache"), py::arg("kv_head"),

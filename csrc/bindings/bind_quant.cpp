@@ -3,11 +3,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
 #include "kernels/dispatch.h"
 #include "quant/ternary_matrix.h"
+#include "quant/ternary_rows.h"
 
 namespace py = pybind11;
 
@@ -58,10 +60,29 @@ Array<std::int8_t> codes(const TernaryMatrix& matrix) {
   return out;
 }
 
+Array<std::int32_t> zero_rows(const TernaryMatrix& matrix) {
+  std::vector<std::int32_t> rows;
+  for (std::size_t row = 0; row < matrix.out_features(); ++row) {
+    if (matrix.is_zero_row(row)) rows.push_back(static_cast<std::int32_t>(row));
+  }
+  return Array<std::int32_t>(static_cast<py::ssize_t>(rows.size()), rows.data());
+}
+
 Array<float> row_scales(const TernaryMatrix& matrix) {
   Array<float> out(static_cast<py::ssize_t>(matrix.out_features()));
   std::copy_n(matrix.row_scale(), matrix.out_features(), out.mutable_data());
   return out;
+}
+
+std::shared_ptr<TernaryRows> rows_of(const TernaryMatrix& matrix, std::size_t row_begin,
+                                     std::size_t row_end) {
+  const py::gil_scoped_release release;
+  return std::make_shared<TernaryRows>(TernaryRows::of_rows(matrix, row_begin, row_end));
+}
+
+std::shared_ptr<TernaryRows> columns_of(const TernaryMatrix& matrix) {
+  const py::gil_scoped_release release;
+  return std::make_shared<TernaryRows>(TernaryRows::of_columns(matrix));
 }
 
 TernaryFormat parse_format(const std::string& name) {
@@ -78,6 +99,12 @@ void bind_quant(py::module_& m) {
       "preferred_ternary_format",
       [](const std::optional<std::string>& isa) {
         return format_name(preferred_format(resolve_isa(isa.value_or(""))));
+      },
+      py::arg("isa") = py::none());
+  m.def(
+      "skips_zeros",
+      [](const std::optional<std::string>& isa) {
+        return has_selected_kernels(resolve_isa(isa.value_or("")));
       },
       py::arg("isa") = py::none());
   py::class_<TernaryMatrix, std::shared_ptr<TernaryMatrix>>(m, "TernaryMatrix")
@@ -98,7 +125,14 @@ void bind_quant(py::module_& m) {
            py::arg("row_scales").noconvert())
       .def("pack_master", &pack_master, py::arg("row_begin"), py::arg("weights").noconvert())
       .def("codes", &codes)
+      .def("zero_rows", &zero_rows)
       .def("row_scales", &row_scales);
+  py::class_<TernaryRows, std::shared_ptr<TernaryRows>>(m, "TernaryRows")
+      .def_static("of_rows", &rows_of, py::arg("matrix"), py::arg("row_begin"), py::arg("row_end"))
+      .def_static("of_columns", &columns_of, py::arg("matrix"))
+      .def_property_readonly("rows", &TernaryRows::rows)
+      .def_property_readonly("columns", &TernaryRows::columns)
+      .def_property_readonly("nbytes", &TernaryRows::bytes);
 }
 
 }  // namespace ryz

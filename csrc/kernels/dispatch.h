@@ -15,6 +15,9 @@ const KernelTable& kernel_table(Isa isa);
 // The ternary format this tier reads fastest on this CPU.
 TernaryFormat preferred_format(Isa isa);
 
+// Whether the ops on selected channels are more than their scalar bodies.
+bool has_selected_kernels(Isa isa);
+
 // For reports: op -> the format and instructions it rests on.
 std::map<std::string, std::string> describe_kernels(Isa isa);
 

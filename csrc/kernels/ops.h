@@ -28,13 +28,19 @@ struct RmsNormArgs {
   float* out;
 };
 
-// Per-token absmax int8: s = 127 / max(absmax(x), 1e-5), q = clamp(round_half_even(x * s)).
+// Per-token absmax int8 of y = x, or where gain is not null of
+//   y[i] = x[i] / sqrt(sum(x^2) / mean_count + eps) * gain[i]
+// s = 127 / max(absmax(y), 1e-5), q = clamp(round_half_even(y * s)).
 // Writes q[0, k_padded) with zeros past k, scale = max(absmax, 1e-5) / 127 and sum = sum of q.
+// mean_count is k, or more where x stands for a longer row whose other elements are zero.
 // A NaN or infinity in x makes scale non-finite, so that it reaches the logits.
 struct QuantizeArgs {
   const float* x;
   std::size_t k;
   std::size_t k_padded;
+  const float* gain;
+  float eps;
+  std::size_t mean_count;
   std::int8_t* q;
   float* scale;
   std::int32_t* sum;
@@ -68,6 +74,66 @@ constexpr std::size_t ternary_scratch_bytes(std::size_t k) {
   return (k + kRowPadding) * 2 * kGroupRows;
 }
 
+// The indices of a feed-forward's channels that matter, ascending. selected has room for
+// end - begin (or n) + kSelectSlack; what lies past count is undefined.
+inline constexpr std::size_t kSelectSlack = 16;
+
+// Channels in [begin, end) whose relu2 gate is not exactly zero. Infinities and NaN are kept.
+struct SelectGatesArgs {
+  const float* gate;
+  std::size_t begin;
+  std::size_t end;
+  std::int32_t* selected;
+  std::size_t* count;
+};
+
+// Channels in [0, n) with q != 0. n is a multiple of 16.
+struct SelectNonzeroArgs {
+  const std::int8_t* q;
+  std::size_t n;
+  std::int32_t* selected;
+  std::size_t* count;
+};
+
+// One token through some rows of a ternary_rows.h layout; other elements of out are left alone:
+//   out[n] = (sum_k q[k] * w[n, k]) * (row_scale[n] * act_scale), n in selected
+struct SelectedRowsArgs {
+  const std::uint8_t* packed;  // [rows, units, 64], 64-byte aligned
+  const float* row_scale;      // [rows]
+  std::size_t units;           // ceil(k / 320)
+  const std::int32_t* selected;
+  std::size_t count;
+  const std::int8_t* q;  // [units * 320], zeros from k
+  float act_scale;
+  std::int32_t act_sum;
+  float* out;
+};
+
+// One token through some columns, each stored as a row, for outputs of the units
+// [unit_begin, unit_end); q is zero in every column that is not selected:
+//   out[n] = residual[n] + (sum_k q[k] * w[k, n]) * (row_scale[n] * act_scale), k in selected
+struct SelectedColumnsArgs {
+  const std::uint8_t* packed;  // [columns, units, 64], 64-byte aligned
+  const float* row_scale;      // [rows]
+  std::size_t rows;
+  std::size_t units;  // ceil(rows / 320)
+  std::size_t unit_begin;
+  std::size_t unit_end;
+  const std::int32_t* selected;
+  std::size_t count;
+  const std::int8_t* q;
+  float act_scale;
+  std::int32_t act_sum;
+  const float* residual;  // may be out
+  float* out;
+  std::uint8_t* scratch;  // selected_columns_scratch_bytes(rows), 64-byte aligned, per thread
+};
+
+// Room for one int32 sum of every output, in whole units.
+constexpr std::size_t selected_columns_scratch_bytes(std::size_t rows) {
+  return (rows + kRowPadding) * sizeof(std::int32_t);
+}
+
 // Rotary embedding of one token, in place: for each of `heads` rows of head_dim,
 //   (a, b) = (x[i], x[i + head_dim/2]) -> (a*cos[i] - b*sin[i], b*cos[i] + a*sin[i]).
 struct RopeArgs {
@@ -86,6 +152,12 @@ struct GateArgs {
   Activation activation;
   std::size_t n;
   float* out;
+};
+
+// gate into `gate.out`, then quantize of what it wrote (quantize.x is gate.out), in fewer passes.
+struct GateQuantizeArgs {
+  GateArgs gate;
+  QuantizeArgs quantize;
 };
 
 // One KV page of one layer and kv head: keys transposed, so that a score vector's lanes are keys
@@ -211,8 +283,13 @@ struct MultiplyAddProbeArgs {
   X(quantize, QuantizeArgs)                \
   X(ternary2_linear, TernaryLinearArgs)    \
   X(ternary5_linear, TernaryLinearArgs)    \
+  X(select_gates, SelectGatesArgs)         \
+  X(select_nonzero, SelectNonzeroArgs)     \
+  X(selected_rows, SelectedRowsArgs)       \
+  X(selected_columns, SelectedColumnsArgs) \
   X(rope, RopeArgs)                        \
   X(gate, GateArgs)                        \
+  X(gate_quantize, GateQuantizeArgs)       \
   X(kv_write, KvWriteArgs)                 \
   X(attention, AttentionArgs)              \
   X(attention_merge, AttentionMergeArgs)   \

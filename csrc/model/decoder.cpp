@@ -39,6 +39,20 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
     add(layer.down_proj);
   }
   if (screened_head) head_.build_screen(pool_);
+  workspace_.channel_counts.resize(layers_.size() * static_cast<std::size_t>(pool_.threads()));
+}
+
+std::vector<ChannelCounts> Decoder::channel_counts() const {
+  const auto threads = static_cast<std::size_t>(pool_.threads());
+  std::vector<ChannelCounts> layers(layers_.size());
+  for (std::size_t i = 0; i < workspace_.channel_counts.size(); ++i) {
+    const ChannelCounts& part = workspace_.channel_counts[i];
+    ChannelCounts& whole = layers[i / threads];
+    whole.steps += part.steps;
+    whole.open_gates += part.open_gates;
+    whole.nonzero += part.nonzero;
+  }
+  return layers;
 }
 
 void Decoder::reserve(const StepBatch& batch) {
@@ -52,7 +66,6 @@ void Decoder::reserve(const StepBatch& batch) {
   const std::size_t rows = tokens < threads ? tokens * threads : tokens;
   ws.widest = widest;
   ws.normed.reserve(rows * widest);
-  ws.linear_normed.reserve(rows * widest);
   ws.qkv.reserve(tokens * c.qkv_size());
   ws.attention.reserve(tokens * c.q_size());
   ws.gate_up.reserve(tokens * 2 * c.intermediate_size);
@@ -70,7 +83,12 @@ void Decoder::reserve(const StepBatch& batch) {
     }
   }
   head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
-  ws.panels_stride = round_up(ternary_scratch_bytes(widest), kCacheLine);
+  ws.selected_stride = round_up(c.intermediate_size, kRowPadding) + kSelectSlack;
+  ws.selected.reserve(threads * ws.selected_stride);
+  // A thread expands weight panels or adds up selected columns, never both at once.
+  ws.panels_stride = round_up(
+      std::max(ternary_scratch_bytes(widest), selected_columns_scratch_bytes(c.hidden_size)),
+      kCacheLine);
   ws.panels.reserve(threads * ws.panels_stride);
 
   const auto deepest = *std::max_element(batch.positions.begin(), batch.positions.end());
@@ -85,8 +103,9 @@ void Decoder::step(const StepBatch& batch, PagedCache& cache, float* logits, flo
   validate_batch(config_, layers_.size(), batch, cache);
   const std::lock_guard lock(mutex_);
   reserve(batch);
-  const Step step{config_,    layers_, embedding_, final_norm_, kernels_,     head_,
-                  workspace_, batch,   cache,      logits,      hidden_states};
+  const Step step{config_,  layers_, embedding_,    final_norm_,
+                  kernels_, head_,   workspace_,    batch,
+                  cache,    logits,  hidden_states, static_cast<std::size_t>(pool_.threads())};
   auto body = [&step](ThreadPool::Context& ctx) { StepWorker(step, ctx).run(); };
   pool_.run(body, batch.tokens() * multiplications_per_token_ < small_step_);
 }

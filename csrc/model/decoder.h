@@ -29,12 +29,15 @@ class Decoder {
 
   const DecoderConfig& config() const { return config_; }
   std::size_t num_layers() const { return layers_.size(); }
+  const std::vector<LayerWeights>& layers() const { return layers_; }
   Isa isa() const { return isa_; }
   const LmHead& head() const { return head_; }
   int threads() const { return pool_.threads(); }
   // Of the ternary linears: what a token costs at least, in bytes read and products added up.
   std::size_t linear_bytes() const { return linear_bytes_; }
   std::size_t multiplications_per_token() const { return multiplications_per_token_; }
+  // Layer by layer; only between steps.
+  std::vector<ChannelCounts> channel_counts() const;
 
   // Fills logits [R, V] and, unless null, hidden_states [L + 1, T, hidden]. One caller at a time:
   // others wait. Throws ValidationError, OutOfMemoryError.

@@ -42,6 +42,7 @@ struct Step {
   PagedCache& cache;
   float* logits;         // [R, V]
   float* hidden_states;  // [L + 1, T, hidden] or null
+  std::size_t threads;   // of the pool; the region of a small step has one
 };
 
 }  // namespace ryz

@@ -33,7 +33,10 @@ class StepWorker {
 
   void begin();
   void attention_block(std::size_t layer);
-  void feed_forward_block(const LayerWeights& layer);
+  void feed_forward_block(std::size_t layer);
+  void feed_forward_token(std::size_t layer);
+  std::size_t gate_and_up(const LayerWeights& layer);
+  std::size_t down(const LayerWeights& layer, std::size_t k_padded);
   void finish();
 
   void save_hidden(std::size_t index, const float* rows);
@@ -41,8 +44,12 @@ class StepWorker {
   // input as it is. Ends with a barrier.
   void project(const float* input, const std::vector<float>& gain, std::span<const Linear> linears,
                Output output, float* out, std::size_t out_stride);
-  void quantize_row(const Linear& linear, const float* row, std::size_t t);
+  void quantize_rows(const float* input, const std::vector<float>& gain, const Linear& linear);
+  QuantizeArgs quantize_args(const float* row, std::size_t t, const std::vector<float>& gain,
+                             const Linear& linear, std::size_t mean_count) const;
   void multiply(const Linear& linear, Output output, float* out, std::size_t out_stride);
+  void multiply_panels(const TernaryMatrix& matrix, std::size_t first, std::size_t last,
+                       Output output, float* out, std::size_t out_stride);
   void rotate_and_store(std::size_t layer, std::size_t t, std::size_t kv_head);
   void attend(std::size_t layer);
   void attend_whole(std::size_t layer);
@@ -69,7 +76,6 @@ class StepWorker {
   std::size_t first_row_ = 0;
   std::size_t last_row_ = 0;
   float* normed_;
-  float* linear_normed_;
   float* gated_;
   std::int8_t* q_;
   float* act_scale_;

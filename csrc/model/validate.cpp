@@ -51,6 +51,21 @@ void check_linears(const std::string& what, const std::vector<Linear>& linears, 
                           " features, expected " + std::to_string(out));
 }
 
+void check_selection(const std::string& name, const LayerWeights& layer, const DecoderConfig& c) {
+  const std::size_t channels = layer.channels();
+  for (const TernaryRows* rows : {layer.up_rows.get(), layer.down_columns.get()}) {
+    if (rows == nullptr) continue;
+    expect(c.activation == Activation::kRelu2 && layer.mlp_in.size() == 1 &&
+               channels % kPanelRows == 0 && layer.down_proj.norm.empty(),
+           "[decoder] " + name + "cannot pass over zeros: that takes relu2, one matrix of gate " +
+               "and up rows, a multiple of " + std::to_string(kPanelRows) +
+               " channels and no norm of down_proj's own");
+    expect(rows->rows() == channels && rows->columns() == c.hidden_size,
+           "[decoder] " + name + "up_rows and down_columns must be [" + std::to_string(channels) +
+               ", " + std::to_string(c.hidden_size) + "]");
+  }
+}
+
 void check_dense(const std::string& what, const DenseMatrix& matrix, const DecoderConfig& c) {
   expect(matrix.rows == c.vocab_size && matrix.columns == c.hidden_size,
          "[decoder] " + what + " is [" + std::to_string(matrix.rows) + ", " +
@@ -110,13 +125,20 @@ void validate_model(const DecoderConfig& c, const std::vector<LayerWeights>& lay
     if (!layer.attn_sub_norm.empty()) {
       expect_size(name + "attn_sub_norm", layer.attn_sub_norm.size(), c.q_size());
     }
+    const std::size_t channels = layer.channels();
+    expect(channels <= c.intermediate_size,
+           "[decoder] " + name + "has " + std::to_string(channels) +
+               " feed-forward channels, expected at most " + std::to_string(c.intermediate_size));
+    expect(layer.down_proj.norm.empty() || channels == c.intermediate_size,
+           "[decoder] " + name + "leaves channels out, which a norm of down_proj's own would miss");
     if (!layer.ffn_sub_norm.empty()) {
-      expect_size(name + "ffn_sub_norm", layer.ffn_sub_norm.size(), c.intermediate_size);
+      expect_size(name + "ffn_sub_norm", layer.ffn_sub_norm.size(), channels);
     }
     check_linears(name + "attn_in", layer.attn_in, c.hidden_size, c.qkv_size());
     check_linears(name + "o_proj", {layer.o_proj}, c.q_size(), c.hidden_size);
-    check_linears(name + "mlp_in", layer.mlp_in, c.hidden_size, 2 * c.intermediate_size);
-    check_linears(name + "down_proj", {layer.down_proj}, c.intermediate_size, c.hidden_size);
+    check_linears(name + "mlp_in", layer.mlp_in, c.hidden_size, 2 * channels);
+    check_linears(name + "down_proj", {layer.down_proj}, channels, c.hidden_size);
+    check_selection(name, layer, c);
   }
   check_dense("embedding", embedding, c);
   check_dense("lm_head", lm_head, c);

@@ -9,6 +9,7 @@
 #include "base/dtype.h"
 #include "kernels/ops.h"
 #include "quant/ternary_matrix.h"
+#include "quant/ternary_rows.h"
 
 namespace ryz {
 
@@ -46,6 +47,13 @@ struct LayerWeights {
   std::vector<Linear> mlp_in;       // gate, up rows
   std::vector<float> ffn_sub_norm;  // optional
   Linear down_proj;
+  // Optional copies of the up rows and of the down columns, one record a channel, with which a step
+  // of one token passes over channels that are zero.
+  std::shared_ptr<const TernaryRows> up_rows;
+  std::shared_ptr<const TernaryRows> down_columns;
+
+  // Channels of the feed-forward: intermediate_size less those that are always zero.
+  std::size_t channels() const { return down_proj.matrix->in_features(); }
 };
 
 // A view of dense weights that somebody else keeps alive.

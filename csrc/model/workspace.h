@@ -3,10 +3,18 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "base/aligned.h"
 
 namespace ryz {
+
+// Channels of a layer's feed-forward that were not zero, over its steps of one token.
+struct ChannelCounts {
+  std::uint64_t steps = 0;
+  std::uint64_t open_gates = 0;
+  std::uint64_t nonzero = 0;  // after quantisation
+};
 
 // An array that only grows; contents are not kept.
 template <typename T>
@@ -24,9 +32,8 @@ class Scratch {
 };
 
 struct Workspace {
-  Scratch<float> x{"hidden states"};            // [T, hidden]
-  Scratch<float> normed{"normed rows"};         // [T, widest input]
-  Scratch<float> linear_normed{"normed rows"};  // [T, widest input]
+  Scratch<float> x{"hidden states"};     // [T, hidden]
+  Scratch<float> normed{"normed rows"};  // [T, widest input]
   Scratch<float> qkv{"queries, keys and values"};
   Scratch<float> attention{"attention output"};
   Scratch<float> gate_up{"feed-forward rows"};
@@ -39,6 +46,9 @@ struct Workspace {
   Scratch<std::int32_t> act_sum{"activation sums"};
   Scratch<std::int32_t> token_sequence{"token index"};  // [T]: which sequence
   Scratch<float> partials{"attention parts"};
+  Scratch<std::int32_t> selected{"selected channels"};  // per thread
+  std::size_t selected_stride = 0;
+  std::vector<ChannelCounts> channel_counts;      // [layers, threads]: gates by thread
   Scratch<std::uint8_t> panels{"weight panels"};  // per thread
   std::size_t panels_stride = 0;
   std::size_t widest = 0;  // in-features of any linear

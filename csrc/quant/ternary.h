@@ -44,8 +44,12 @@ constexpr std::size_t block_columns(TernaryFormat format) {
   return kPlaneColumns * planes_of(format);
 }
 
-// Quantised rows are zero-padded to a multiple of both block widths and of every vector width.
-inline constexpr std::size_t kRowPadding = 80;
+inline constexpr std::size_t kUnitBytes = 64;
+inline constexpr std::size_t kUnitColumns = kUnitBytes * planes_of(TernaryFormat::kFiveTrit);
+
+// Quantised rows are zero-padded to a multiple of both block widths, of a unit and of every vector
+// width.
+inline constexpr std::size_t kRowPadding = 320;
 
 // |sum_k q * w| <= 128 * k must fit int32.
 inline constexpr std::size_t kMaxInFeatures = (std::size_t{1} << 24) - kRowPadding;

@@ -1,10 +1,12 @@
 #include "quant/ternary_matrix.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "base/arena.h"
 #include "base/error.h"
 
 namespace ryz {
@@ -40,6 +42,25 @@ std::uint32_t join_five_trit(const std::uint32_t (&words)[kMaxPlanes]) {
   return dword;
 }
 
+// The weights of every byte, plane by plane.
+struct WeightTable {
+  std::int8_t of[256][kMaxPlanes];
+};
+
+constexpr WeightTable make_table(TernaryFormat format) {
+  WeightTable table{};
+  for (std::size_t byte = 0; byte < 256; ++byte) {
+    for (std::size_t p = 0; p < planes_of(format); ++p) {
+      table.of[byte][p] =
+          static_cast<std::int8_t>(ternary_weight(format, static_cast<std::uint8_t>(byte), p));
+    }
+  }
+  return table;
+}
+
+constexpr WeightTable kTwoBitTable = make_table(TernaryFormat::kTwoBit);
+constexpr WeightTable kFiveTritTable = make_table(TernaryFormat::kFiveTrit);
+
 }  // namespace
 
 TernaryMatrix::TernaryMatrix(std::size_t out_features, std::size_t in_features,
@@ -52,8 +73,8 @@ TernaryMatrix::TernaryMatrix(std::size_t out_features, std::size_t in_features,
   }
   panels_ = (rows_ + kPanelRows - 1) / kPanelRows;
   blocks_ = (columns_ + block_columns(format) - 1) / block_columns(format);
-  packed_ = Buffer(panels_ * blocks_ * kBlockBytes, "ternary weights");
-  row_scale_ = Buffer(panels_ * kPanelRows * sizeof(float), "row scales");
+  packed_ = weight_buffer(panels_ * blocks_ * kBlockBytes, "ternary weights");
+  row_scale_ = weight_buffer(panels_ * kPanelRows * sizeof(float), "row scales");
 }
 
 void TernaryMatrix::check_rows(const char* op, std::size_t row_begin, std::size_t rows) const {
@@ -171,12 +192,29 @@ float TernaryMatrix::pack_master(std::size_t row_begin, const void* weights, DTy
   return mean;
 }
 
+bool TernaryMatrix::is_zero_row(std::size_t row) const {
+  const std::uint32_t zeros = format_ == TernaryFormat::kTwoBit ? 0x55555555u : 0;
+  const std::uint8_t* bytes = packed() + ternary_row_byte(row, blocks_);
+  for (std::size_t block = 0; block < blocks_; ++block, bytes += kBlockBytes) {
+    std::uint32_t dword;
+    std::memcpy(&dword, bytes, sizeof dword);
+    if (dword != zeros) return false;
+  }
+  return true;
+}
+
 void TernaryMatrix::unpack_row(std::size_t row, std::int8_t* values) const {
-  const std::uint8_t* first = packed() + ternary_row_byte(row, blocks_);
+  const WeightTable& weights = format_ == TernaryFormat::kTwoBit ? kTwoBitTable : kFiveTritTable;
+  const std::uint8_t* bytes = packed() + ternary_row_byte(row, blocks_);
   const std::size_t width = block_columns(format_);
-  for (std::size_t k = 0; k < columns_; ++k) {
-    const std::uint8_t byte = first[k / width * kBlockBytes + k % kPlaneColumns];
-    values[k] = static_cast<std::int8_t>(ternary_weight(format_, byte, k % width / kPlaneColumns));
+  for (std::size_t begin = 0; begin < columns_; begin += width, bytes += kBlockBytes) {
+    std::int8_t block[kMaxPlanes * kPlaneColumns];
+    for (std::size_t j = 0; j < kPlaneColumns; ++j) {
+      for (std::size_t p = 0; p < kMaxPlanes; ++p) {
+        block[kPlaneColumns * p + j] = weights.of[bytes[j]][p];
+      }
+    }
+    std::memcpy(values + begin, block, std::min(width, columns_ - begin));
   }
 }
 

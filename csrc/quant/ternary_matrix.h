@@ -38,6 +38,7 @@ class TernaryMatrix {
   // clamp(round_half_even(w / s), -1, 1). Returns s, which becomes the scale of these rows.
   float pack_master(std::size_t row_begin, const void* weights, DType dtype, std::size_t rows);
 
+  bool is_zero_row(std::size_t row) const;
   // The values of one row as int8 [K].
   void unpack_row(std::size_t row, std::int8_t* values) const;
 

@@ -64,6 +64,9 @@ def probe_multiply_add(isa: str, threads: int) -> float | None:
 def preferred_ternary_format(isa: str | None = None) -> TernaryFormat:
     """Return the format this tier reads fastest on this CPU."""
 
+def skips_zeros(isa: str | None = None) -> bool:
+    """Return whether this tier has fast kernels on this CPU for feed-forwards that skip zeros."""
+
 class TernaryMatrix:
     """Ternary weights [N, K] with one float scale per row, in a layout the kernels read.
 
@@ -99,8 +102,33 @@ class TernaryMatrix:
     def codes(self) -> I8Array:
         """Return the weights as int8 [N, K]."""
 
+    def zero_rows(self) -> I32Array:
+        """Return the indices of rows that are zero throughout, int32."""
+
     def row_scales(self) -> F32Array:
         """Return float32 [N]."""
+
+class TernaryRows:
+    """Ternary weights row by row at 1.6 bits each, for products that leave most rows out."""
+
+    @staticmethod
+    def of_rows(matrix: TernaryMatrix, row_begin: int, row_end: int) -> TernaryRows:
+        """Return rows [row_begin, row_end) of a matrix.
+
+        Raises:
+            ValidationError: the matrix has no such rows.
+        """
+
+    @staticmethod
+    def of_columns(matrix: TernaryMatrix) -> TernaryRows:
+        """Return the columns of a matrix, each as a row."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
 
 class Linear:
     """A ternary linear with an optional RMSNorm on its input."""
@@ -108,10 +136,18 @@ class Linear:
     def __init__(
         self, matrix: TernaryMatrix, norm: F32Array | None = None, norm_eps: float = 1e-6
     ) -> None: ...
+    @property
+    def matrix(self) -> TernaryMatrix: ...
 
 class LayerWeights:
     """One decoder layer. `attn_in` yields q, k, v rows in that order, `mlp_in` gate then up; either
-    one fused Linear or several whose rows are concatenated."""
+    one fused Linear or several whose rows are concatenated.
+
+    `up_rows` and `down_columns` are copies of the rows of up and of the columns of down by which a
+    step of one token passes over channels that are zero; they need relu2, a fused `mlp_in`, no norm
+    in `down_proj` and a multiple of 64 channels. There may be fewer channels than
+    `intermediate_size`: those left out count as zeros in `ffn_sub_norm`.
+    """
 
     def __init__(
         self,
@@ -124,6 +160,8 @@ class LayerWeights:
         down_proj: Linear,
         attn_sub_norm: F32Array | None = None,
         ffn_sub_norm: F32Array | None = None,
+        up_rows: TernaryRows | None = None,
+        down_columns: TernaryRows | None = None,
     ) -> None: ...
 
 class DecoderConfig:
@@ -237,6 +275,13 @@ class Decoder:
         """Return the bytes of the packed ternary `linears`, the exact `head` and its `screen`.
 
         The screen is 0 bytes where there is none.
+        """
+
+    def channel_counts(self) -> list[dict[str, int]]:
+        """Return how sparse each layer's feed-forward was so far, where zeros are passed over.
+
+        channels: of the layer; steps: steps of one token; open_gates: gates above zero, and
+        nonzero: activations that the quantiser did not make zero, summed over the steps.
         """
 
     def head_counters(self) -> dict[str, int]:

@@ -13,13 +13,24 @@ from ryzanstein._core import (
     I32Array,
     PagedCache,
     TernaryMatrix,
+    TernaryRows,
 )
 
 def rms_norm(isa: str, x: F32Array, gain: F32Array, eps: float, out: F32Array) -> None:
     """Write x / sqrt(mean(x^2) + eps) * gain; all [K]."""
 
-def quantize(isa: str, x: F32Array, q: I8Array) -> tuple[float, int]:
-    """Fill q with x as int8 and zeros past it; return scale and sum."""
+def quantize(
+    isa: str,
+    x: F32Array,
+    q: I8Array,
+    gain: F32Array | None = None,
+    eps: float = 1e-5,
+    mean_count: int | None = None,
+) -> tuple[float, int]:
+    """Fill q with x, RMS-normed where a gain is given, as int8, and zeros past it.
+
+    Return scale and sum. The mean of squares is over `mean_count` elements (None: over x).
+    """
 
 def ternary_linear(
     isa: str,
@@ -32,6 +43,39 @@ def ternary_linear(
 ) -> None:
     """Write the linear of int8 [T, padded K], float32 [T] and int32 [T] to float32 [T, N]."""
 
+def select_gates(isa: str, gate: F32Array, begin: int, end: int) -> I32Array:
+    """Return the indices in [begin, end) of gates that relu2 does not make exactly zero."""
+
+def select_nonzero(isa: str, q: I8Array) -> I32Array:
+    """Return the indices of what is not zero; the length of q is a multiple of 16."""
+
+def selected_rows(
+    isa: str,
+    weights: TernaryRows,
+    row_scale: F32Array,
+    selected: I32Array,
+    q: I8Array,
+    act_scale: float,
+    act_sum: int,
+    out: F32Array,
+) -> None:
+    """Write the linear of int8 [K padded to 320] to the selected elements of float32 [N]."""
+
+def selected_columns(
+    isa: str,
+    weights: TernaryRows,
+    row_scale: F32Array,
+    selected: I32Array,
+    q: I8Array,
+    act_scale: float,
+    act_sum: int,
+    unit_begin: int,
+    unit_end: int,
+    residual: F32Array,
+    out: F32Array,
+) -> None:
+    """Write residual + the linear of int8 [K], zero where not selected, to units of float32 [N]."""
+
 def rope(isa: str, x: F32Array, cos: F32Array, sin: F32Array) -> None:
     """Rotate float32 [H, D] in place by float32 [D / 2]."""
 
@@ -39,6 +83,18 @@ def gate(
     isa: str, activation: Literal["silu", "relu2"], gate: F32Array, up: F32Array, out: F32Array
 ) -> None:
     """Write activation(gate) * up."""
+
+def gate_quantize(
+    isa: str,
+    activation: Literal["silu", "relu2"],
+    gate: F32Array,
+    up: F32Array,
+    out: F32Array,
+    q: I8Array,
+    gain: F32Array | None = None,
+    eps: float = 1e-5,
+) -> tuple[float, int]:
+    """Write activation(gate) * up and fill q with it as `quantize` does; return scale and sum."""
 
 def kv_write(
     isa: str, cache: PagedCache, block: int, offset: int, key: F32Array, value: F32Array

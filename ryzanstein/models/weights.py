@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ryzanstein._core import LayerWeights, Linear, TernaryMatrix
+from ryzanstein._core import LayerWeights, Linear, TernaryMatrix, TernaryRows
 from ryzanstein.errors import CorruptFileError, QuantizationError
+from ryzanstein.models.feed_forward import drop_dead_channels
 from ryzanstein.models.tensors import linear_shapes
 from ryzanstein.quant import first_non_finite, output_scale, to_float32
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ryzanstein.loaders.checkpoint import Checkpoint
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
+    from ryzanstein.models.feed_forward import SkipZeros
 
 __all__ = ["WeightReader"]
 
@@ -38,10 +40,16 @@ class WeightReader:
         config: ModelConfig,
         family: Family,
         ternary_format: TernaryFormat,
+        *,
+        skip_zeros: SkipZeros,
         advance: Callable[[int], None],
     ) -> None:
-        """Take a callback that is told the bytes of each tensor once it has been read."""
+        """Take a callback that is told the bytes of each tensor once it has been read.
+
+        `skip_zeros` says which copies to skip zeros by the feed-forwards get.
+        """
         self._ternary_format = ternary_format
+        self._skip_zeros = skip_zeros
         self._checkpoint = checkpoint
         self._config = config
         self._family = family
@@ -62,11 +70,26 @@ class WeightReader:
             attn_in=self._linears(prefix, family.attn_in),
             o_proj=self._linears(prefix, (family.o_proj,))[0],
             post_attention_norm=self._norm(prefix + family.post_attention_norm),
-            mlp_in=self._linears(prefix, family.mlp_in),
-            down_proj=self._linears(prefix, (family.down_proj,))[0],
             attn_sub_norm=self._optional_norm(prefix, family.attn_sub_norm),
-            ffn_sub_norm=self._optional_norm(prefix, family.ffn_sub_norm),
+            **self._feed_forward(prefix),
         )
+
+    def _feed_forward(self, prefix: str) -> dict[str, Any]:
+        family = self._family
+        mlp_in = self._linears(prefix, family.mlp_in)
+        down_proj = self._linears(prefix, (family.down_proj,))[0]
+        gain = self._optional_norm(prefix, family.ffn_sub_norm)
+        parts: dict[str, Any] = {}
+        if not self._config.quantization.input_norm:
+            gate_up, down, gain = drop_dead_channels(mlp_in[0].matrix, down_proj.matrix, gain)
+            mlp_in, down_proj = [Linear(gate_up)], Linear(down)
+            if self._skip_zeros == "all":
+                parts["up_rows"] = TernaryRows.of_rows(
+                    gate_up, down.in_features, gate_up.out_features
+                )
+            if self._skip_zeros != "none":
+                parts["down_columns"] = TernaryRows.of_columns(down)
+        return parts | {"mlp_in": mlp_in, "down_proj": down_proj, "ffn_sub_norm": gain}
 
     def final_norm(self) -> F32Array:
         """Return the gain of the norm before the head."""

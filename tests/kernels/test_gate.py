@@ -81,3 +81,21 @@ def test_reads_nothing_past_its_inputs(size: int, isa: str) -> None:
     out = at_fence(np.zeros(size, np.float32))
     kernels.gate(isa, "relu2", at_fence(ones), at_fence(ones), out)
     assert np.all(out == 1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_gate_and_quantize_in_one(has_norm: bool, name: Name, size: int, isa: str) -> None:
+    gate, up = np.random.default_rng(size).standard_normal((2, size)).astype(np.float32)
+    gain = np.linspace(0.5, 2, size, dtype=np.float32) if has_norm else None
+    wanted = np.empty(-(-size // 16) * 16, np.int8)
+    expected = run(isa, name, gate, up)
+    wanted_scalars = kernels.quantize(isa, expected, wanted, gain)
+    out, q = guarded(size), guarded(wanted.size, np.int8)
+    scalars = kernels.gate_quantize(isa, name, gate, up, out.array, q.array, gain)
+    out.check()
+    q.check()
+    assert out.array.tobytes() == expected.tobytes()
+    assert q.array.tobytes() == wanted.tobytes()
+    assert scalars == wanted_scalars

@@ -97,3 +97,27 @@ def test_reads_nothing_past_its_input(size: int, isa: str) -> None:
     q = at_fence(np.zeros(-(-size // 16) * 16, np.int8))
     kernels.quantize(isa, at_fence(np.full(size, 2, np.float32)), q)
     assert np.all(q[:size] == 127)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_norm_on_the_way_changes_no_bit(size: int, isa: str) -> None:
+    rng = np.random.default_rng(size)
+    x = misaligned(rng.standard_normal(size).astype(np.float32))
+    gain = misaligned(rng.uniform(0.5, 2, size).astype(np.float32), 2)
+    normed = np.empty_like(x)
+    kernels.rms_norm(isa, x, gain, 1e-5, normed)
+    expected = quantize(isa, normed)
+    q = guarded(-(-size // 16) * 16, np.int8)
+    scale, total = kernels.quantize(isa, x, q.array, gain, 1e-5)
+    q.check()
+    np.testing.assert_array_equal(q.array[:size], expected[0])
+    assert (np.float32(scale), total) == expected[1:]
+
+
+def test_the_mean_may_count_zeros_that_are_not_there(isa: str) -> None:
+    rng = np.random.default_rng(5)
+    x, gain = rng.uniform(0.5, 2, (2, 48)).astype(np.float32)
+    q = np.empty(48, np.int8)
+    scale, _ = kernels.quantize(isa, x, q, gain, 1e-5, 64)
+    longer = ops.rms_norm(np.append(x, np.zeros(16)), np.append(gain, np.ones(16)), 1e-5)
+    assert scale == pytest.approx(np.max(np.abs(longer)) / 127, rel=1e-6)

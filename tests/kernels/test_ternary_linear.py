@@ -21,9 +21,9 @@ PACKINGS: list[TernaryFormat] = ["two_bit", "five_trit"]
 # Decode, every small batch, and prefill with every remainder of its tiles.
 TOKENS = [*range(1, 14), 24, 25, 100]
 ROWS = [1, 15, 16, 17, 63, 64, 65, 130]
-MAX_IN_FEATURES = (1 << 24) - 80
+MAX_IN_FEATURES = (1 << 24) - 320
 # Rows of quantised activations are padded to a multiple of every format's block.
-PADDING = 80
+PADDING = 320
 
 
 class Problem:

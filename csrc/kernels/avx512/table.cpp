@@ -1,5 +1,6 @@
 #include "kernels/avx512/simd.h"
 // The vector type comes first: the shared bodies are written against it.
+#include "kernels/scalar/selected.h"
 #include "kernels/vector/ops.h"
 
 namespace ryz::scalar {
@@ -11,6 +12,10 @@ void ternary5_linear(const TernaryLinearArgs& a) noexcept;
 namespace ryz::avx512 {
 
 // Without byte permutes the digits cost more than the bandwidth they save: never the faster format.
+using scalar::select_gates;
+using scalar::select_nonzero;
+using scalar::selected_columns;
+using scalar::selected_rows;
 using scalar::ternary5_linear;
 void ternary2_linear(const TernaryLinearArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;

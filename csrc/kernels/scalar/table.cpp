@@ -1,5 +1,6 @@
 #include "kernels/scalar/simd.h"
 // The vector type comes first: the shared bodies are written against it.
+#include "kernels/scalar/selected.h"
 #include "kernels/vector/ops.h"
 
 namespace ryz::scalar {

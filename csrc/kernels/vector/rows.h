@@ -1,4 +1,4 @@
-// Ops on single rows: rms_norm, quantize, rope, gate, embed.
+// Ops on single rows: rms_norm, quantize, rope, gate, gate_quantize, embed.
 #pragma once
 
 #include <cstring>
@@ -10,38 +10,48 @@
 namespace ryz::RYZ_TIER {
 namespace {
 
-// Sum of squares in four independent vectors, so that adds overlap; their order is fixed.
-inline float sum_of_squares(const float* x, std::size_t k) {
+// Sum of squares of value(i, n), the n elements from i on, in four independent vectors, so that
+// adds overlap; their order is fixed.
+template <typename Value>
+inline float sum_of_squares(std::size_t k, Value value) {
   Vec sums[4] = {zero(), zero(), zero(), zero()};
   std::size_t i = 0;
   for (; i + 4 * kLanes <= k; i += 4 * kLanes) {
     for (std::size_t j = 0; j < 4; ++j) {
-      const Vec v = load(x + i + j * kLanes);
+      const Vec v = value(i + j * kLanes, kLanes);
       sums[j] = fma(v, v, sums[j]);
     }
   }
   for (; i < k; i += kLanes) {
-    const Vec v = load_first(x + i, k - i);
+    const Vec v = value(i, k - i);
     sums[0] = fma(v, v, sums[0]);
   }
   return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
 }
 
+inline float sum_of_squares(const float* x, std::size_t k) {
+  return sum_of_squares(k, [x](std::size_t i, std::size_t n) { return load_first(x + i, n); });
+}
+
+inline Vec inverse_rms(float squares, std::size_t count, float eps) {
+  const float mean = squares / static_cast<float>(count);
+  return div(broadcast(1.0f), sqrt(broadcast(mean + eps)));
+}
+
 inline void rms_norm(const RmsNormArgs& a) noexcept {
-  const float mean = sum_of_squares(a.x, a.k) / static_cast<float>(a.k);
-  const Vec inverse = div(broadcast(1.0f), sqrt(broadcast(mean + a.eps)));
+  const Vec inverse = inverse_rms(sum_of_squares(a.x, a.k), a.k, a.eps);
   for_lanes(a.k, [&](std::size_t i, std::size_t n) {
     const Vec scaled = mul(load_first(a.x + i, n), inverse);
     store_first(a.out + i, mul(scaled, load_first(a.gain + i, n)), n);
   });
 }
 
-inline void quantize(const QuantizeArgs& a) noexcept {
+// Quantises value(i, n), which is computed twice: cheaper than to store and load it.
+template <typename Value>
+inline void quantize_values(const QuantizeArgs& a, Value value) {
   // Bits of non-negative floats order as integers, with NaN above infinity: no NaN gets lost.
   VecI top = zero_i();
-  for_lanes(a.k, [&](std::size_t i, std::size_t n) {
-    top = max_i(top, abs_bits(load_first(a.x + i, n)));
-  });
+  for_lanes(a.k, [&](std::size_t i, std::size_t n) { top = max_i(top, abs_bits(value(i, n))); });
   const std::int32_t top_bits = reduce_max_i(top);
   float absmax;
   std::memcpy(&absmax, &top_bits, sizeof absmax);
@@ -52,13 +62,29 @@ inline void quantize(const QuantizeArgs& a) noexcept {
   for (std::size_t i = 0; i < a.k_padded; i += kLanes) {
     const std::size_t n = i < a.k ? a.k - i : 0;
     // Padding stays zero even where the scale is NaN.
-    const Vec scaled = select_first(mul(load_first(a.x + i, n), scale), n, zero());
+    const Vec scaled = select_first(mul(value(i, n), scale), n, zero());
     const VecI q = clamp_i8(to_int(scaled));
     sum = add_i(sum, q);
     store_i8(a.q + i, q);
   }
   *a.scale = absmax / 127.0f;
   *a.sum = reduce_add_i(sum);
+}
+
+// `squares` is the sum of squares of x, for the norm.
+inline void quantize_normed(const QuantizeArgs& a, float squares) {
+  const Vec inverse = inverse_rms(squares, a.mean_count, a.eps);
+  quantize_values(a, [&](std::size_t i, std::size_t n) {
+    return mul(mul(load_first(a.x + i, n), inverse), load_first(a.gain + i, n));
+  });
+}
+
+inline void quantize_plain(const QuantizeArgs& a) {
+  quantize_values(a, [&](std::size_t i, std::size_t n) { return load_first(a.x + i, n); });
+}
+
+inline void quantize(const QuantizeArgs& a) noexcept {
+  a.gain == nullptr ? quantize_plain(a) : quantize_normed(a, sum_of_squares(a.x, a.k));
 }
 
 inline void rope(const RopeArgs& a) noexcept {
@@ -77,18 +103,33 @@ inline void rope(const RopeArgs& a) noexcept {
   }
 }
 
+inline Vec gated(const GateArgs& a, std::size_t i, std::size_t n) {
+  const Vec g = load_first(a.gate + i, n);
+  Vec f;
+  if (a.activation == Activation::kSilu) {
+    f = div(g, add(broadcast(1.0f), exp(sub(zero(), g))));
+  } else {
+    const Vec positive = max(zero(), g);  // g second: NaN passes
+    f = mul(positive, positive);
+  }
+  return mul(f, load_first(a.up + i, n));
+}
+
 inline void gate(const GateArgs& a) noexcept {
-  for_lanes(a.n, [&](std::size_t i, std::size_t n) {
-    const Vec g = load_first(a.gate + i, n);
-    Vec f;
-    if (a.activation == Activation::kSilu) {
-      f = div(g, add(broadcast(1.0f), exp(sub(zero(), g))));
-    } else {
-      const Vec positive = max(zero(), g);  // g second: NaN passes
-      f = mul(positive, positive);
-    }
-    store_first(a.out + i, mul(f, load_first(a.up + i, n)), n);
+  for_lanes(a.n, [&](std::size_t i, std::size_t n) { store_first(a.out + i, gated(a, i, n), n); });
+}
+
+inline void gate_quantize(const GateQuantizeArgs& a) noexcept {
+  if (a.quantize.gain == nullptr) {
+    gate(a.gate);
+    return quantize_plain(a.quantize);
+  }
+  const float squares = sum_of_squares(a.gate.n, [&](std::size_t i, std::size_t n) {
+    const Vec v = gated(a.gate, i, n);
+    store_first(a.gate.out + i, v, n);
+    return v;
   });
+  quantize_normed(a.quantize, squares);
 }
 
 template <typename Format>

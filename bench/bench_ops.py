@@ -26,7 +26,8 @@ from ryzanstein._core import ops
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ryzanstein._core import F32Array, I8Array, TernaryFormat
+    from ryzanstein._core import DenseArray, F32Array, I8Array, TernaryFormat
+    from ryzanstein.config import KVDtype
 
 _SHAPE = PRESETS["2b-4t"]
 _GROUP = _SHAPE.heads // _SHAPE.kv_heads
@@ -77,11 +78,12 @@ def test_ternary_linear(benchmark: Any, name: str, kind: TernaryFormat, tokens: 
     _record(benchmark, nbytes=matrix.nbytes, products=tokens * rows * columns)
 
 
-@pytest.mark.parametrize("kind", ["bf16", "f32"])
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32"])
 def test_dense_linear(benchmark: Any, kind: str) -> None:
     values = _random(_HEAD_ROWS, _SHAPE.hidden)
     bits: NDArray[np.uint16] = (values.view(np.uint32) >> 16).astype(np.uint16)
-    weights = bits if kind == "bf16" else values
+    kinds: dict[str, DenseArray] = {"bf16": bits, "f16": values.astype(np.float16), "f32": values}
+    weights = kinds[kind]
     x = _random(1, _SHAPE.hidden, seed=1)
     out = np.empty((1, _HEAD_ROWS), np.float32)
     benchmark(ops.dense_linear, _ISA, weights, x, out)
@@ -136,13 +138,15 @@ def test_rope(benchmark: Any) -> None:
     _record(benchmark, nbytes=2 * x.nbytes)
 
 
-def test_kv_write(benchmark: Any) -> None:
-    cache = _core.PagedCache(1, _SHAPE.kv_heads, _SHAPE.head_dim, 1, "f16")
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+def test_kv_write(benchmark: Any, kind: KVDtype) -> None:
+    cache = _core.PagedCache(1, _SHAPE.kv_heads, _SHAPE.head_dim, 1, kind)
+    stored = {"f16": np.float16, "f32": np.float32}[kind]
     key, value = _random(_SHAPE.kv_heads * _SHAPE.head_dim), _random(640, seed=1)
     benchmark(ops.kv_write, _ISA, cache, 0, 5, key, value)
     keys, values = cache.read(0, 0)
-    assert np.array_equal(keys[5].ravel(), key.astype(np.float16).astype(np.float32))
-    assert np.array_equal(values[5].ravel(), value.astype(np.float16).astype(np.float32))
+    assert np.array_equal(keys[5].ravel(), key.astype(stored))
+    assert np.array_equal(values[5].ravel(), value.astype(stored))
     _record(benchmark, nbytes=key.nbytes + value.nbytes)
 
 

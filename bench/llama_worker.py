@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import re
 
 import llama_cpp as ll  # type: ignore[import-not-found, unused-ignore]
 
@@ -38,8 +39,9 @@ class LlamaCpp:
         self._context: int | None = None
 
     def describe(self) -> str:
-        """Return name and version."""
-        return f"llama.cpp (llama-cpp-python {ll.__version__})"
+        """Return name, version and the vector instructions it was built for."""
+        pairs = re.findall(r"(AVX\w+) = 1", ll.llama_print_system_info().decode())
+        return f"llama-cpp-python {ll.__version__} ({' '.join(pairs)})"
 
     def prepare(self, job: Job) -> None:
         """Bring the cache to the depth: fill one sequence and share it, or drop a run's tokens."""

@@ -1,7 +1,7 @@
 """Time this engine and its peers on the same shape, paired run by run in one session.
 
 Machines are shared and drift, so figures of different days do not compare. Here every repetition
-times each engine once, in alternating order; the ratio is the median of the ratios within
+times each engine once, in alternating order; a ratio is the median of the ratios within
 repetitions. The memory's read bandwidth, which bounds decoding, is measured before and after. Each
 engine has a process of its own, in which nothing is timed but the steps, as in llama-bench. Missing
 checkpoints are written first (about 2 GB for 2b-4t).
@@ -10,7 +10,7 @@ Examples:
   python -m bench.peers --peer-python ~/venv-llama/bin/python
   python -m bench.peers --tests pp512 tg64 tg64@d2048 tg64xb8 --threads 1 --repetitions 7
   python -m bench.peers --llama-bench ~/ik_llama.cpp/bin/llama-bench --gguf ~/2b-iq2_bn.gguf
-  python -m bench.peers --isa avx2 --json > peers.json
+  python -m bench.peers --isa avx512 avx2 --no-llama-cpp --llama-bench ~/llama-avx2/bin/llama-bench
 """
 
 from __future__ import annotations
@@ -18,43 +18,37 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from bench.contest import measure
+from bench.contest_report import TARGETS, make_table, save_chart, to_markdown
 from bench.gguf_writer import write_gguf
+from bench.llama_bench import LlamaBench
 from bench.shapes import PRESETS, checkpoint_path, default_directory, gguf_path
 from bench.synthetic import write_checkpoint
+from ryzanstein import _core
 from ryzanstein.bench.roofline import read_bandwidth
 from ryzanstein.bench.workload import Workload
+from ryzanstein.cpu import read_host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-__all__ = ["Row", "measure"]
+    from bench.contest import Contestant, Row
+
+__all__ = ["Worker", "main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
-# Idle threads spin for some milliseconds before they park; the other engine must not compete.
-_PARK_S = 0.1
-
-
-class Contestant(Protocol):
-    """An engine in another process."""
-
-    name: str
-
-    def seconds(self, workload: Workload) -> float | None:
-        """Return how long the workload took, or None if the engine does not offer it."""
 
 
 class Worker:
@@ -102,99 +96,6 @@ class Worker:
         return answer
 
 
-class LlamaBench:
-    """Any llama-bench binary, started anew for every run: it warms up by itself."""
-
-    def __init__(self, binary: Path, gguf: Path, threads: int) -> None:
-        self.name = f"llama-bench {binary}"
-        self._command = [str(binary), "-m", str(gguf), "-t", str(threads), "-r", "1", "-o", "json"]
-
-    def seconds(self, workload: Workload) -> float | None:
-        """Return how long the workload took; llama-bench has no test of several sequences."""
-        if workload.sequences > 1:
-            return None
-        counts = ["-p", str(workload.prompt), "-n", str(workload.generate)]
-        depth = ["-d", str(workload.depth)] if workload.depth else []
-        run = subprocess.run(
-            [*self._command, *counts, *depth], capture_output=True, text=True, check=False
-        )
-        if run.returncode != 0:
-            raise SystemExit(f"{self.name}: status {run.returncode}\n{run.stderr[-2000:]}")
-        return float(json.loads(run.stdout)[0]["avg_ns"]) / 1e9
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One engine's result of one test.
-
-    `tokens_per_second` is the median, `spread` the range over the median, and `ratio` the median
-    over repetitions of the first engine's speed over this one's.
-    """
-
-    test: str
-    engine: str
-    tokens_per_second: float
-    spread: float
-    ratio: float
-    samples: tuple[float, ...]
-    n_threads: int
-
-
-def measure(
-    contestants: Sequence[Contestant],
-    workloads: Sequence[Workload],
-    *,
-    repetitions: int,
-    threads: int,
-    progress: Progress,
-) -> list[Row]:
-    """Time every workload on every engine, in turns.
-
-    Args:
-        contestants: engines; ratios are those of the first.
-        workloads: what to time.
-        repetitions: runs of each.
-        threads: recorded in the rows; the engines were started with it.
-        progress: where to show how far it is.
-    """
-    rows = []
-    total = len(workloads) * repetitions * len(contestants)
-    task = progress.add_task("", total=total)
-    for workload in workloads:
-        samples: dict[int, list[float]] = {index: [] for index in range(len(contestants))}
-        for repetition in range(repetitions):
-            order = list(enumerate(contestants))
-            for index, contestant in order if repetition % 2 == 0 else order[::-1]:
-                progress.update(task, description=f"{workload.name} {contestant.name}")
-                time.sleep(_PARK_S)
-                seconds = contestant.seconds(workload)
-                if seconds is not None:
-                    samples[index].append(workload.tokens / seconds)
-                progress.advance(task)
-        rows += _rows(contestants, workload, samples, threads)
-    return rows
-
-
-def _rows(
-    contestants: Sequence[Contestant],
-    workload: Workload,
-    samples: dict[int, list[float]],
-    threads: int,
-) -> list[Row]:
-    rows = []
-    for index, contestant in enumerate(contestants):
-        rates = samples[index]
-        if not rates:
-            continue
-        median = statistics.median(rates)
-        ratios = [ours / theirs for ours, theirs in zip(samples[0], rates, strict=True)]
-        spread = (max(rates) - min(rates)) / median
-        ratio = statistics.median(ratios)
-        result = (median, spread, ratio, tuple(rates))
-        rows.append(Row(workload.name, contestant.name, *result, threads))
-    return rows
-
-
 def _write_missing(checkpoint: Path, gguf: Path | None, preset: str) -> None:
     if not (checkpoint / "config.json").exists():
         write_checkpoint(checkpoint, PRESETS[preset], seed=0, shard_bytes=5_000_000_000)
@@ -202,10 +103,9 @@ def _write_missing(checkpoint: Path, gguf: Path | None, preset: str) -> None:
         write_gguf(gguf, PRESETS[preset], seed=0)
 
 
-def _engine_command(args: argparse.Namespace, checkpoint: Path) -> list[str]:
-    command = [sys.executable, "-m", "bench.engine_worker", str(checkpoint)]
-    command += ["--threads", str(args.threads), "--kv-dtype", args.kv_dtype]
-    return command + (["--isa", args.isa] if args.isa else [])
+def _engine_command(args: argparse.Namespace, checkpoint: Path, isa: str) -> list[str]:
+    command = [sys.executable, "-m", "bench.engine_worker", str(checkpoint), "--isa", isa]
+    return [*command, "--threads", str(args.threads), "--kv-dtype", args.kv_dtype]
 
 
 def _llama_command(args: argparse.Namespace, gguf: Path) -> list[str]:
@@ -219,31 +119,25 @@ def _run(args: argparse.Namespace) -> list[Row]:
     _write_missing(checkpoint, None if args.gguf else gguf, args.preset)
     console = Console(stderr=True)
     with ExitStack() as stack:
-        contestants: list[Contestant] = [
-            stack.enter_context(Worker(_engine_command(args, checkpoint)))
-        ]
+        ours = {
+            isa: stack.enter_context(Worker(_engine_command(args, checkpoint, isa)))
+            for isa in args.isa
+        }
+        peers: list[Contestant] = []
         if not args.no_llama_cpp:
-            contestants.append(stack.enter_context(Worker(_llama_command(args, gguf))))
-        contestants += [LlamaBench(binary, gguf, args.threads) for binary in args.llama_bench]
-        progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-        with progress:
-            return measure(
-                contestants,
-                args.tests,
-                repetitions=args.repetitions,
-                threads=args.threads,
-                progress=progress,
-            )
-
-
-def _print_table(rows: Sequence[Row], bandwidths: Sequence[float]) -> None:
-    before, after = bandwidths
-    caption = f"memory read at {before:.1f} GB/s before, {after:.1f} GB/s after"
-    table = Table("test", "engine", "tok/s", "spread", "ratio", caption=caption)
-    for row in rows:
-        rate, spread = f"{row.tokens_per_second:.1f}", f"{row.spread:.0%}"
-        table.add_row(row.test, row.engine, rate, spread, f"{row.ratio:.2f}x")
-    Console().print(table)
+            peers.append(stack.enter_context(Worker(_llama_command(args, gguf))))
+        peers += [LlamaBench(binary, gguf, args.threads) for binary in args.llama_bench]
+        progress = stack.enter_context(
+            Progress(console=console, transient=True, disable=not console.is_terminal)
+        )
+        return measure(
+            ours,
+            peers,
+            args.tests,
+            repetitions=args.repetitions,
+            threads=args.threads,
+            progress=progress,
+        )
 
 
 def _workload(text: str) -> Workload:
@@ -253,7 +147,7 @@ def _workload(text: str) -> Workload:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.peers",
         description=__doc__,
@@ -265,27 +159,43 @@ def _arguments() -> argparse.Namespace:
     add("--tests", nargs="+", type=_workload, metavar="TEST", help="such as pp512 or tg64@d2048xb8")
     add("--threads", type=int, default=os.cpu_count() or 1, help="for every engine (default: all)")
     add("--repetitions", type=int, default=5, help="runs of each test (default: 5)")
-    add("--isa", help="force this engine's instruction-set tier")
+    add("--isa", nargs="+", help="this engine's tiers, in the same run (default: the best)")
     add("--kv-dtype", choices=["f16", "f32"], default="f16", help="this engine's cache format")
     add("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     add("--no-llama-cpp", action="store_true", help="leave llama-cpp-python out")
     add("--llama-bench", type=Path, action="append", default=[], help="a binary to add; repeatable")
     add("--gguf", type=Path, help="the peers' model (default: a TQ2_0 file of the preset)")
-    add("--json", action="store_true", help="print rows as JSON, with every sample")
-    parser.set_defaults(tests=[Workload.parse("pp512"), Workload.parse("tg64")])
-    return parser.parse_args()
+    add("--json", type=Path, metavar="FILE", help="write the rows as JSON, with every sample")
+    add("--plot", type=Path, metavar="FILE", help="draw the ratios as .png, .svg or .pdf")
+    add("--markdown", action="store_true", help="print a table in Markdown")
+    names = TARGETS["avx512"]
+    parser.set_defaults(tests=list(map(Workload.parse, names)), isa=[_core.resolve_isa()])
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = _arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _arguments(argv)
     before = read_bandwidth(args.threads) / 1e9
     rows = _run(args)
-    bandwidths = (before, read_bandwidth(args.threads) / 1e9)
-    if args.json:
-        table = [asdict(row) for row in rows]
-        print(json.dumps({"rows": table, "read_gigabytes_per_second": bandwidths}, indent=2))
+    after = read_bandwidth(args.threads) / 1e9
+    caption = (
+        f"{args.preset}, {args.threads} threads of {read_host().model}, medians of "
+        f"{args.repetitions}, {datetime.now(UTC).date()}, memory read at {before:.0f} GB/s before "
+        f"and {after:.0f} after"
+    )
+    if args.json is not None:
+        result = {
+            "rows": [asdict(row) for row in rows],
+            "read_gigabytes_per_second": [before, after],
+        }
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        save_chart(rows, args.plot, caption)
+    print(f"{caption}\n")
+    if args.markdown:
+        print(to_markdown(rows), end="")
     else:
-        _print_table(rows, bandwidths)
+        Console().print(make_table(rows))
 
 
 if __name__ == "__main__":

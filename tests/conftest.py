@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +12,10 @@ from ryzanstein import LLM, _core
 # A busy machine is no bug in what is tested.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# For the modules of bench/, which are not installed. At the end: the installed ryzanstein, with its
+# native module, comes before the source tree's.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

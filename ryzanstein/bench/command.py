@@ -111,7 +111,7 @@ def bench(
     computed as greedy decoding needs them: a large head is screened in int8, and only rows that can
     be the highest are computed exactly, which gives the same token.
 
-    The limit is what this memory and these cores can do, measured before each test: bytes read per
+    The limit is what this memory and these cores can do, measured around each test: bytes read per
     token (packed weights, head, keys and values) against the read bandwidth, products per token
     against the integer multiply-add. The nearer one is shown. A model that fits in the caches may
     exceed the memory's.

@@ -29,6 +29,7 @@ _AXES = {
 _PANEL_INCHES = (4.6, 3.9)
 _DPI = 150
 _MOST_TICKS = 8
+_LOG_RANGE = 8  # from here on, last over first value
 
 
 class _Sweep(NamedTuple):
@@ -72,10 +73,13 @@ def sweeps(rows: Sequence[Row]) -> list[_Sweep]:
 def save_plot(rows: Sequence[Row], path: Path) -> None:
     """Draw one panel per sweep, or bars if nothing varies; error bars are standard deviations.
 
+    Beside each curve runs the limit that the machine set it when it was measured.
+
     Raises:
         ValidationError: the file cannot be written.
     """
     # Through the figure class and not pyplot: no window system, no global state.
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     panels = sweeps(rows)
@@ -91,11 +95,14 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
     for axes in grid[max(1, len(panels)) :]:
         axes.set_visible(False)
     first = rows[0]
+    built = f"ryzanstein {first.version} ({first.commit}), {first.isa}, {first.kv_dtype} cache"
     figure.suptitle(
-        f"{Path(first.model).name}, {first.isa}, {first.cpu}, {first.time[:10]}", fontsize=10
+        f"{Path(first.model).name} on {first.cpu}, {first.time[:10]}\n{built}", fontsize=9
     )
     try:
-        figure.savefig(path, dpi=_DPI)
+        # Text as text: a third of the size, and it can be searched.
+        with rc_context({"svg.fonttype": "none"}):
+            figure.savefig(path, dpi=_DPI)
     except OSError as error:
         raise ValidationError(f"--plot {path}: {error.strerror}") from error
 
@@ -108,28 +115,51 @@ def _draw(axes: Axes, sweep: _Sweep) -> None:
         curves.setdefault(_values(row, varying), []).append(row)
     for label, members in curves.items():
         members.sort(key=lambda row: int(getattr(row, sweep.field)))
-        axes.errorbar(
-            [getattr(row, sweep.field) for row in members],
-            [row.tokens_per_second for row in members],
-            yerr=[row.stddev for row in members],
-            marker="o",
-            markersize=4,
-            capsize=3,
-            label=label,
-        )
-    if varying:
-        axes.legend(
-            fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2
-        )
-    values = sorted({int(getattr(row, sweep.field)) for row in sweep.rows})
-    if len(values) <= _MOST_TICKS:
-        axes.set_xticks(values)
+        _draw_curve(axes, sweep.field, members, label, with_shares=len(curves) == 1)
+    # A grey entry for the dashed lines of every colour.
+    axes.plot([], [], color="grey", linestyle="--", label="limit of memory or multiply-add")
+    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    _scale(axes, sorted({int(getattr(row, sweep.field)) for row in sweep.rows}))
     fixed = [field for field in others if field not in varying]
     axes.set_title(f"{sweep.kind}: {_values(sweep.rows[0], fixed)}", loc="left", fontsize=9)
     axes.set_xlabel(_AXES[sweep.field][0])
     axes.set_ylabel("tokens per second")
     axes.set_ylim(bottom=0)
+    axes.margins(x=0.1)
     _style(axes)
+
+
+def _draw_curve(
+    axes: Axes, field: str, members: Sequence[Row], label: str, *, with_shares: bool
+) -> None:
+    """Draw speeds, and dashed what the nearer limit of each allows."""
+    places = [getattr(row, field) for row in members]
+    rates = [row.tokens_per_second for row in members]
+    errors = [row.stddev for row in members]
+    points = axes.errorbar(
+        places, rates, yerr=errors, marker="o", markersize=4, capsize=3, label=label or "measured"
+    )
+    shares = [row.limit[1] for row in members]
+    limits = [row.median / share for row, share in zip(members, shares, strict=True)]
+    axes.plot(places, limits, color=points[0].get_color(), linestyle="--", linewidth=1, alpha=0.7)
+    if with_shares:
+        for place, rate, share in zip(places, rates, shares, strict=True):
+            axes.annotate(
+                f"{share:.0%}",
+                (place, rate),
+                (5, -10),
+                textcoords="offset points",
+                fontsize=7,
+            )
+
+
+def _scale(axes: Axes, values: list[int]) -> None:
+    """Put ticks at few values; powers of two stand equally far apart."""
+    if values[0] > 0 and values[-1] >= _LOG_RANGE * values[0]:
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+    if len(values) <= _MOST_TICKS:
+        axes.set_xticks(values, [str(value) for value in values])
 
 
 def _values(row: Row, names: list[str]) -> str:

@@ -47,10 +47,11 @@ class Row:
         cpu: its name.
         time: when the test began, UTC.
         bytes_per_token: weights, head, keys and values read for each token.
-        bandwidth: bytes per second that this memory could be read at, just before the test.
+        bandwidth: bytes per second that this memory could be read at: the mean of a reading just
+            before the runs and one just after, because shared machines drift.
         bandwidth_share: bytes per token, times median tokens per second, over bandwidth.
         multiply_adds_per_token: products of the ternary linears.
-        multiply_adds: products per second that this tier can sum.
+        multiply_adds: products per second that this tier can sum, measured likewise.
         multiply_add_share: the same of the products.
         head_fallbacks: share of screened logit rows that took the whole head after all.
     """
@@ -100,7 +101,7 @@ def measure(
     model_bytes: int,
     advance: Callable[[], object] = lambda: None,
 ) -> Row:
-    """Time a workload and set it against the machine's limits, measured just before.
+    """Time a workload and set it against the machine's limits, measured before and after.
 
     Args:
         runner: the model.
@@ -115,10 +116,11 @@ def measure(
     """
     decoder = runner.model.decoder
     began = datetime.now(UTC).isoformat(timespec="seconds")
+    runner.prepare(workload)  # before the limits: filling a deep cache takes a while
     limits = measure_limits(decoder.isa, decoder.threads)
-    runner.prepare(workload)
     before = decoder.head_counters()
     seconds = runner.time(workload, repetitions, advance)
+    limits = limits.mean(measure_limits(decoder.isa, decoder.threads))
     head = {name: count - before[name] for name, count in decoder.head_counters().items()}
     rates = [workload.tokens / each for each in seconds]
     build = _core.build_info()

@@ -35,6 +35,13 @@ class Limits:
     bandwidth: float
     multiply_adds: float | None
 
+    def mean(self, other: Limits) -> Limits:
+        """Return the mean of two measurements of one tier."""
+        bandwidth = (self.bandwidth + other.bandwidth) / 2
+        if self.multiply_adds is None or other.multiply_adds is None:
+            return Limits(bandwidth, None)
+        return Limits(bandwidth, (self.multiply_adds + other.multiply_adds) / 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:

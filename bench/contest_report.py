@@ -1,0 +1,115 @@
+"""The rows of `bench.contest` as a table for a terminal or a document, and as a chart."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from bench.contest import Row
+
+__all__ = ["TARGETS", "make_table", "save_chart", "to_markdown"]
+
+# Tier -> test -> how many times as fast as llama.cpp's TQ2_0 this engine is to be.
+TARGETS = {
+    "avx512": {"tg64": 3.5, "tg32@d2048": 3.5, "tg32xb8": 6.5, "pp512": 5.6},
+    "avx2": {"tg64": 1.5, "pp512": 1.5},
+}
+_COLOURS = {"avx512": "tab:blue", "avx2": "tab:orange", "scalar": "tab:green"}
+_BAR_INCHES = 0.24
+_PANEL_INCHES = 0.5  # besides its bars
+_WIDTH_INCHES = 8.5
+_DPI = 100
+_NAME_COLUMNS = 30
+
+
+def make_table(rows: Sequence[Row]) -> Table:
+    """Return the figures for a terminal."""
+    table = Table()
+    for index, name in enumerate(_header(rows)):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return the figures as a table in Markdown."""
+    header = _header(rows)
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    lines += [_cells(row) for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def save_chart(rows: Sequence[Row], path: Path, caption: str) -> None:
+    """Draw each tier's ratio to each peer: a panel per test, the targets as marks."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    tests = {row.test: [other for other in rows if other.test == row.test] for row in rows}
+    heights = [
+        sum(len(row.ratios) for row in members if row.tier is None) * _BAR_INCHES + _PANEL_INCHES
+        for members in tests.values()
+    ]
+    figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 1.2), layout="constrained")
+    grid = figure.subplots(
+        len(tests), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
+    )
+    for axes, (test, members) in zip(grid.ravel().tolist(), tests.items(), strict=True):
+        _draw(axes, test, members)
+    marks = [TARGETS.get(tier, {}).get(row.test, 0.0) for row in rows for tier in row.ratios]
+    longest = max(marks + [ratio for row in rows for ratio in row.ratios.values()])
+    grid[-1, 0].set_xlim(0, longest * 1.4)  # room for the figures behind the bars
+    grid[-1, 0].set_xlabel("times as fast as the peer; red: the target")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    figure.suptitle(caption, fontsize=9)
+    with rc_context({"svg.fonttype": "none"}):  # text as text, a third of the size
+        figure.savefig(path, dpi=_DPI)
+
+
+def _header(rows: Sequence[Row]) -> list[str]:
+    return ["test", "engine", "tok/s", "spread", *(f"{tier} over it" for tier in rows[0].ratios)]
+
+
+def _cells(row: Row) -> list[str]:
+    ratios = [f"{ratio:.2f}x" for ratio in row.ratios.values()]
+    return [row.test, row.engine, f"{row.tokens_per_second:.1f}", f"{row.spread:.0%}", *ratios]
+
+
+def _draw(axes: Axes, test: str, members: Sequence[Row]) -> None:
+    """Draw the bars of one test, those of a peer together."""
+    own = {row.tier: row for row in members if row.tier is not None}
+    peers = [row for row in members if row.tier is None]
+    for index, (tier, ours) in enumerate(own.items()):
+        places = [place * (len(own) + 0.5) + index for place in range(len(peers))]
+        ratios = [peer.ratios[tier] for peer in peers]
+        axes.barh(places, ratios, 0.85, label=ours.engine, color=_COLOURS[tier])
+        target = TARGETS.get(tier, {}).get(test, 0.0)
+        for place, ratio, peer in zip(places, ratios, peers, strict=True):
+            if target:
+                axes.plot([target] * 2, [place - 0.42, place + 0.42], color="red", linewidth=2)
+            speeds = f"{ours.tokens_per_second:.0f} : {peer.tokens_per_second:.0f} tok/s"
+            axes.annotate(
+                f"{ratio:.2f}x  ({speeds})",
+                (max(ratio, target), place),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+    middles = [place * (len(own) + 0.5) + (len(own) - 1) / 2 for place in range(len(peers))]
+    axes.set_yticks(middles, [fill(peer.engine, _NAME_COLUMNS) for peer in peers], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    axes.set_title(test, loc="left", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 #include "base/aligned.h"
 
-#include <string>
+#include <cstdint>
 
 #include "base/error.h"
 
@@ -26,6 +26,31 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 }  // namespace
 
+Buffer::Buffer(const void* data, std::size_t bytes, std::shared_ptr<const void> owner)
+    : data_(const_cast<void*>(data)), bytes_(bytes), owner_(std::move(owner)) {
+  if (bytes != 0 && reinterpret_cast<std::uintptr_t>(data) % kCacheLine != 0) {
+    throw ValidationError("[memory] a borrowed buffer must be aligned to " +
+                          std::to_string(kCacheLine) + " bytes");
+  }
+}
+
+void adopt_buffers(const NamedBuffers& places, std::map<std::string, Buffer> stored) {
+  for (const NamedBuffer& place : places) {
+    const auto found = stored.find(place.name);
+    const std::size_t bytes = found == stored.end() ? 0 : found->second.bytes();
+    if (bytes != place.buffer->bytes()) {
+      throw ValidationError(std::string("[memory] stored array '") + place.name + "' has " +
+                            std::to_string(bytes) + " bytes, expected " +
+                            std::to_string(place.buffer->bytes()));
+    }
+  }
+  if (stored.size() != places.size()) {
+    throw ValidationError("[memory] " + std::to_string(stored.size()) + " arrays are stored, " +
+                          std::to_string(places.size()) + " are known");
+  }
+  for (const NamedBuffer& place : places) *place.buffer = std::move(stored[place.name]);
+}
+
 #ifdef RYZ_MMAP
 
 Buffer::Buffer(std::size_t bytes, const char* what) : bytes_(bytes) {
@@ -40,7 +65,7 @@ Buffer::Buffer(std::size_t bytes, const char* what) : bytes_(bytes) {
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  if (data_ != nullptr && !is_borrowed()) munmap(data_, bytes_);
 }
 
 #else
@@ -52,7 +77,9 @@ Buffer::Buffer(std::size_t bytes, const char* what) : bytes_(bytes) {
   std::memset(data_, 0, bytes);
 }
 
-Buffer::~Buffer() { ::operator delete(data_, std::align_val_t{kCacheLine}); }
+Buffer::~Buffer() {
+  if (!is_borrowed()) ::operator delete(data_, std::align_val_t{kCacheLine});
+}
 
 #endif
 

@@ -17,7 +17,7 @@ std::size_t size_of(const Linear& linear) {
 
 Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
                  std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head,
-                 int threads, Isa isa, std::size_t small_step)
+                 std::map<std::string, Buffer> screen, int threads, Isa isa, std::size_t small_step)
     : config_(std::move(config)),
       layers_(std::move(layers)),
       embedding_(embedding),
@@ -38,7 +38,12 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
     add(layer.o_proj);
     add(layer.down_proj);
   }
-  if (screened_head) head_.build_screen(pool_);
+  if (!screened_head) return;
+  if (screen.empty()) {
+    head_.build_screen(pool_);
+  } else {
+    head_.adopt_screen(std::move(screen));
+  }
 }
 
 void Decoder::reserve(const StepBatch& batch) {

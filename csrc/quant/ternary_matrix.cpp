@@ -2,7 +2,7 @@
 
 #include <cmath>
 #include <cstring>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -61,6 +61,9 @@ void TernaryMatrix::check_rows(const char* op, std::size_t row_begin, std::size_
     throw ValidationError(std::string("[") + op + "] rows " + std::to_string(row_begin) + "..+" +
                           std::to_string(rows) + " do not fit a matrix of " +
                           std::to_string(rows_) + " rows");
+  }
+  if (packed_.is_borrowed()) {
+    throw ValidationError(std::string("[") + op + "] a matrix of stored arrays is only read");
   }
 }
 
@@ -169,6 +172,11 @@ float TernaryMatrix::pack_master(std::size_t row_begin, const void* weights, DTy
   }
   set_scale(row_begin, rows, mean);
   return mean;
+}
+
+void TernaryMatrix::adopt(std::map<std::string, Buffer> stored) {
+  adopt_buffers(buffers(), std::move(stored));
+  rows_packed_ = rows_;
 }
 
 void TernaryMatrix::unpack_row(std::size_t row, std::int8_t* values) const {

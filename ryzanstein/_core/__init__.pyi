@@ -64,6 +64,9 @@ def probe_multiply_add(isa: str, threads: int) -> float | None:
 def preferred_ternary_format(isa: str | None = None) -> TernaryFormat:
     """Return the format this tier reads fastest on this CPU."""
 
+def packing_fingerprint() -> int:
+    """Return a 64-bit hash that changes with any layout that weights are packed into."""
+
 class TernaryMatrix:
     """Ternary weights [N, K] with one float scale per row, in a layout the kernels read.
 
@@ -71,8 +74,19 @@ class TernaryMatrix:
     """
 
     def __init__(
-        self, out_features: int, in_features: int, format: TernaryFormat = "two_bit"
-    ) -> None: ...
+        self,
+        out_features: int,
+        in_features: int,
+        format: TernaryFormat = "two_bit",
+        arrays: dict[str, U8Array] | None = None,
+    ) -> None:
+        """Take the `arrays` of a matrix of this shape and format in place, or pack rows next.
+
+        Arrays are kept alive, 64-byte aligned, and must not change.
+
+        Raises ValidationError where they are not what such a matrix has.
+        """
+
     @property
     def format(self) -> TernaryFormat: ...
     @property
@@ -95,6 +109,9 @@ class TernaryMatrix:
 
         Raises QuantizationError on a non-finite weight.
         """
+
+    def arrays(self) -> dict[str, U8Array]:
+        """Return the packed weights as read-only views, by name."""
 
     def codes(self) -> I8Array:
         """Return the weights as int8 [N, K]."""
@@ -179,6 +196,7 @@ class Decoder:
         lm_head: DenseArray | None = None,
         *,
         screened_head: bool = False,
+        screen: dict[str, U8Array] | None = None,
         threads: int = 1,
         isa: str | None = None,
         small_step: int = 1 << 24,
@@ -186,8 +204,9 @@ class Decoder:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
 
         With `screened_head`, an int8 copy of the head is made, by which `step` can leave out logits
-        that its caller will not look at. Steps of fewer than `small_step` multiplications run on
-        one thread: sharing 0.2 ms of work costs more than it saves.
+        that its caller will not look at; `screen` is what `screen_arrays` gave for the same head,
+        64-byte aligned and kept alive, and spares making it. Steps of fewer than `small_step`
+        multiplications run on one thread: sharing 0.2 ms of work costs more than it saves.
         """
 
     @property
@@ -238,6 +257,9 @@ class Decoder:
 
         The screen is 0 bytes where there is none.
         """
+
+    def screen_arrays(self) -> dict[str, U8Array]:
+        """Return the screen as read-only views, by name; of 0 bytes where there is none."""
 
     def head_counters(self) -> dict[str, int]:
         """Return how logit rows were computed so far.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ryzanstein._core import DenseArray, F32Array, TernaryFormat
     from ryzanstein.loaders.checkpoint import Checkpoint
+    from ryzanstein.loaders.weight_cache import PackedWeights
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
@@ -29,7 +30,8 @@ _COMPARE_ROWS = 4096
 class WeightReader:
     """Builds weights from a checkpoint whose tensors `check_tensors` has accepted.
 
-    Distinct layers may be read from distinct threads: packing releases the GIL.
+    Distinct layers may be read from distinct threads: packing releases the GIL. `matrices` are
+    those packed so far, by the names that `packed` is to know them under.
     """
 
     def __init__(
@@ -38,10 +40,17 @@ class WeightReader:
         config: ModelConfig,
         family: Family,
         ternary_format: TernaryFormat,
+        packed: PackedWeights | None,
         advance: Callable[[int], None],
     ) -> None:
-        """Take a callback that is told the bytes of each tensor once it has been read."""
+        """Take a callback that is told the bytes of each tensor once it has been read.
+
+        With `packed`, matrices are those of an earlier load of the same checkpoint, which found its
+        large tensors sound: they are not read again.
+        """
+        self.matrices: dict[str, TernaryMatrix] = {}
         self._ternary_format = ternary_format
+        self._packed = packed
         self._checkpoint = checkpoint
         self._config = config
         self._family = family
@@ -89,7 +98,11 @@ class WeightReader:
         name = self._family.lm_head
         if not self._config.tie_word_embeddings:
             return self._dense(name)
-        if name in self._checkpoint and not self._same(name, self._family.embedding):
+        if (
+            self._packed is None
+            and name in self._checkpoint
+            and not self._same(name, self._family.embedding)
+        ):
             raise CorruptFileError(
                 f"{self._checkpoint.where(name)} differs from the embedding, although config.json "
                 "ties them; set tie_word_embeddings to false to use it"
@@ -117,11 +130,16 @@ class WeightReader:
 
     def _matrix(self, prefix: str, names: tuple[str, ...]) -> TernaryMatrix:
         rows = sum(self._shapes[name][0] for name in names)
-        matrix = TernaryMatrix(rows, self._shapes[names[0]][1], self._ternary_format)
+        shape = (rows, self._shapes[names[0]][1])
+        key = prefix + "+".join(names)
+        if self._packed is not None:
+            return TernaryMatrix(*shape, self._ternary_format, self._packed.arrays(key))
+        matrix = TernaryMatrix(*shape, self._ternary_format)
         row = 0
         for name in names:
             self._pack(matrix, row, prefix + name)
             row += self._shapes[name][0]
+        self.matrices[key] = matrix
         return matrix
 
     def _pack(self, matrix: TernaryMatrix, row: int, linear: str) -> None:
@@ -148,7 +166,7 @@ class WeightReader:
         return gain
 
     def _dense(self, name: str) -> DenseArray:
-        array = self._finite(name)
+        array = self._checkpoint.view(name) if self._packed is not None else self._finite(name)
         self._advance(array.nbytes)
         return array
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -89,6 +90,14 @@ def test_packed_weights_are_used_in_place(checkpoint: Path, cache: WeightCache) 
     assert 0.8 * size < warm.mapped_bytes <= size
     sizes = warm.decoder.weight_bytes()
     assert warm.mapped_bytes == sizes["linears"] + sizes["screen"]
+    # Seen in the model, where it does not belong: nothing was packed again.
+    path = file_of(checkpoint, cache)
+    data = path.read_bytes()
+    path.unlink()  # what is mapped stays as it is
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (*_, last) = load(checkpoint, cache).decoder.screen_arrays().values()
+    (*_, expected) = warm.decoder.screen_arrays().values()
+    assert (last != expected).sum() == 1
 
 
 def test_the_model_outlives_its_files(checkpoint: Path, cache: WeightCache) -> None:
@@ -134,12 +143,32 @@ def test_a_changed_checkpoint_is_packed_again(checkpoint: Path, cache: WeightCac
     check_remade(checkpoint, cache)
 
 
+def test_a_replaced_file_of_the_same_size_and_time(checkpoint: Path, cache: WeightCache) -> None:
+    load(checkpoint, cache)
+    path = checkpoint / "model.safetensors"
+    status = path.stat()
+    kept = path.rename(path.with_name("kept"))  # or the new file might get its inode
+    write_checkpoint(checkpoint, OFFLINE.config, random_tensors(OFFLINE.config, 2))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == kept.stat().st_size
+    check_remade(checkpoint, cache)
+
+
 def test_a_changed_configuration_is_packed_again(checkpoint: Path, cache: WeightCache) -> None:
     load(checkpoint, cache)
     section = OFFLINE.config["quantization_config"]
     config = OFFLINE.config | {"quantization_config": section | {"linear_class": "bitlinear"}}
     assert config != OFFLINE.config
     (checkpoint / "config.json").write_text(json.dumps(config))
+    check_remade(checkpoint, cache)
+
+
+def test_a_changed_layout_is_packed_again(
+    checkpoint: Path, cache: WeightCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(checkpoint, cache)
+    other = _core.packing_fingerprint() ^ 1
+    monkeypatch.setattr(models, "packing_fingerprint", lambda: other)
     check_remade(checkpoint, cache)
 
 
@@ -161,6 +190,7 @@ def test_damaged_files_are_made_again(checkpoint: Path, cache: WeightCache) -> N
     # Names and sizes as another layout would have them.
     damaged.append(data.replace(b"/packed", b"/crates"))
     damaged.append(data.replace(b"screen/", b"scream/"))
+    damaged.append(data.replace(b'"U8"', b'"I8"'))
     damaged.append(data.replace(b"model.layers.1", b"model.layers.7"))
     for content in damaged:
         path.write_bytes(content)

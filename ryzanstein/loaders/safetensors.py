@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["SafetensorsFile", "TensorInfo"]
+__all__ = ["SafetensorsFile", "TensorInfo", "dtype_name"]
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMENSIONS = 8
@@ -48,6 +48,14 @@ _NUMPY_TYPES: dict[str, type[np.generic]] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+_NAMES = {np.dtype(numpy_type): name for name, numpy_type in _NUMPY_TYPES.items()}
+
+
+def dtype_name(array: NDArray[Any]) -> str:
+    """Return the safetensors name of an array's dtype; uint16 is U16, not BF16."""
+    return _NAMES[array.dtype]
 
 
 @dataclass(frozen=True, slots=True)

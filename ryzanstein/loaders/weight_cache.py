@@ -1,9 +1,9 @@
 """Packed weights kept in files, which later loads map instead of packing again.
 
-A file holds the packed objects of one model: each a few named byte arrays, whose meaning is the
-native module's affair. It is a safetensors file with every array on a cache line, named by a hash
-of its identity, a text that says what the arrays were made from and how. Identity and sizes are
-always checked; the bytes themselves are trusted like those of the checkpoint.
+A file holds the packed objects of one model: each a few named arrays, whose meaning is the affair
+of whoever packs. It is a safetensors file with every array on a cache line, named by a hash of its
+identity, a text that says what the arrays were made from and how. The header is always checked; the
+arrays themselves are trusted like those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from ryzanstein.config import cache_directory, check_real
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
-from ryzanstein.loaders.safetensors import SafetensorsFile
+from ryzanstein.loaders.safetensors import SafetensorsFile, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from ryzanstein._core import U8Array
+    from numpy.typing import NDArray
 
 __all__ = ["PackedWeights", "WeightCache", "default_weight_cache"]
 
-PackedObjects: TypeAlias = "Mapping[str, Mapping[str, U8Array]]"
+PackedObjects: TypeAlias = "Mapping[str, Mapping[str, NDArray[Any]]]"
 
 _LOGGER = logging.getLogger(__name__)
 _FORMAT = 1
@@ -56,20 +58,20 @@ class PackedWeights:
             CorruptFileError: it is damaged, or was made from other files or in another way.
         """
         self._file = SafetensorsFile(path)
-        if self._file.metadata != {"identity": identity}:
-            raise CorruptFileError(f"{path} was made from other files or in another way")
+        infos = [self._file.info(key) for key in self._file]
+        layout = _layout((info.name, info.dtype, info.shape) for info in infos)
+        if self._file.metadata != {"identity": identity, "layout": layout}:
+            raise CorruptFileError(
+                f"{path} is damaged, or was made from other files or in another way"
+            )
         self._keys: dict[str, dict[str, str]] = {}
-        self.nbytes = 0
         for key in self._file:
-            info = self._file.info(key)
-            if info.dtype != "U8":
-                raise CorruptFileError(f"{path}: array {key!r} has dtype {info.dtype}")
             name, _, array = key.rpartition("/")
             self._keys.setdefault(name, {})[array] = key
-            self.nbytes += info.nbytes
+        self.nbytes = sum(info.nbytes for info in infos)
         self._file.populate()
 
-    def arrays(self, name: str) -> dict[str, U8Array]:
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of an object, in place; none where the file has no such object."""
         return {array: self._file.view(key) for array, key in self._keys.get(name, {}).items()}
 
@@ -195,22 +197,35 @@ def _write_all(descriptor: int, piece: memoryview) -> None:
 
 def _pieces(identity: str, objects: PackedObjects) -> Iterable[memoryview]:
     """Return the file's parts: a header filled up with spaces, then arrays and what aligns them."""
-    header: dict[str, object] = {"__metadata__": {"identity": identity}}
+    layout: list[tuple[str, str, tuple[int, ...]]] = []
+    entries: dict[str, object] = {}
     body: list[memoryview] = []
     offset = 0
-
-    def add(name: str, piece: memoryview) -> None:
-        nonlocal offset
-        end = offset + len(piece)
-        header[name] = {"dtype": "U8", "shape": [len(piece)], "data_offsets": [offset, end]}
-        body.append(piece)
+    for name, array in _aligned(objects):
+        end = offset + array.nbytes
+        dtype, shape = dtype_name(array), array.shape
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+        layout.append((name, dtype, shape))
+        body.append(array.reshape(-1).view(np.uint8).data)
         offset = end
-
-    for name, arrays in objects.items():
-        for key, array in arrays.items():
-            add(f"{name}/{key}", array.data)
-            if padding := -offset % _ALIGNMENT:
-                add(f"padding {offset}", memoryview(bytes(padding)))
-    text = json.dumps(header).encode()
+    metadata = {"identity": identity, "layout": _layout(layout)}
+    text = json.dumps({"__metadata__": metadata, **entries}).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     return [memoryview(len(text).to_bytes(8, "little") + text), *body]
+
+
+def _aligned(objects: PackedObjects) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield name and array of everything, with what brings the next one to a cache line."""
+    offset = 0
+    for name, arrays in objects.items():
+        for key, array in arrays.items():
+            yield f"{name}/{key}", array
+            offset += array.nbytes
+            if padding := -offset % _ALIGNMENT:
+                yield f"padding {offset}", np.zeros(padding, np.uint8)
+                offset += padding
+
+
+def _layout(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
+    """Return a hash of the names, dtypes and shapes of a file's arrays, in their order."""
+    return hashlib.sha256(json.dumps(list(entries)).encode()).hexdigest()

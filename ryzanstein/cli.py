@@ -17,6 +17,7 @@ from ryzanstein.cpu import doctor as examine
 from ryzanstein.cpu import peak_resident_bytes
 from ryzanstein.errors import RyzansteinError, ValidationError
 from ryzanstein.llm import LLM, describe
+from ryzanstein.loaders.weight_cache import default_weight_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +37,8 @@ Exit codes:
 Environment:
   RYZANSTEIN_THREADS   threads to compute with (default: one per usable physical core)
   RYZANSTEIN_ISA       scalar, avx2 or avx512 (default: the best this machine has)
+  RYZANSTEIN_CACHE     where packed weights are kept (default: ~/.cache/ryzanstein)
+  RYZANSTEIN_CACHE_LIMIT   gigabytes of them to keep, 0 for none (default: 16)
   HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN   where hub models come from
 """
 
@@ -61,6 +64,10 @@ _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16 or f32.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
+_WeightCache = Annotated[
+    bool,
+    typer.Option(help="Keep the packed weights of a large model, to load it faster next time."),
+]
 _MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")
 ]
@@ -111,6 +118,7 @@ def generate(
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
     isa: _Isa = None,
+    weight_cache: _WeightCache = True,
     stats: Annotated[
         bool, typer.Option("--stats", help="End with a line of figures on stderr.")
     ] = False,
@@ -138,7 +146,7 @@ def generate(
         "seed": seed,
     }
     text = _read_prompt(prompt)
-    with _load(model, threads, context_length, kv_dtype, isa) as llm:
+    with _load(model, threads, context_length, kv_dtype, isa, weight_cache) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         if as_json:
             completion = llm.generate(text, params)
@@ -164,6 +172,7 @@ def chat(
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
     isa: _Isa = None,
+    weight_cache: _WeightCache = True,
 ) -> None:
     """Talk to a model that has a chat template.
 
@@ -183,7 +192,7 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    with _load(model, threads, context_length, kv_dtype, isa) as llm:
+    with _load(model, threads, context_length, kv_dtype, isa, weight_cache) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         ChatLoop(llm, params, system).run()
 
@@ -212,7 +221,9 @@ def doctor(as_json: _Json = False) -> None:
       ryzanstein doctor
       ryzanstein doctor --json
     """
-    _print_report(dataclasses.asdict(examine()), as_json)
+    cache = default_weight_cache()
+    kept = None if cache is None else cache.report()
+    _print_report(dataclasses.asdict(examine()) | {"weight_cache": kept}, as_json)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -254,9 +265,10 @@ def _load(
     context_length: int | None,
     kv_dtype: str,
     isa: str | None,
+    weight_cache: bool,
 ) -> LLM:
     options: dict[str, Any] = {"context_length": context_length, "kv_dtype": kv_dtype}
-    return LLM(model, threads=threads, isa=isa, **options)
+    return LLM(model, threads=threads, isa=isa, weight_cache=weight_cache, **options)
 
 
 def _given(options: Mapping[str, object]) -> dict[str, Any]:

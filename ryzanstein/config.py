@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from ryzanstein.errors import OutOfMemoryError, ValidationError
@@ -12,6 +14,7 @@ from ryzanstein.errors import OutOfMemoryError, ValidationError
 __all__ = [
     "EngineConfig",
     "KVDtype",
+    "cache_directory",
     "check_integer",
     "check_kv_dtype",
     "check_real",
@@ -28,6 +31,21 @@ _TOKEN_BUDGET = 128
 # Pages are committed as they are written, so the pool may be as large as what is free now, less
 # room for the workspace, the tokenizer and the page tables.
 _POOL_SHARE_OF_FREE_MEMORY = 0.8
+
+
+def cache_directory() -> Path | None:
+    """Return RYZANSTEIN_CACHE, else ryzanstein in the user's cache directory, None without a home.
+
+    Nothing is created.
+    """
+    if chosen := os.environ.get("RYZANSTEIN_CACHE"):
+        return Path(chosen)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "ryzanstein"
+    try:
+        return Path.home() / ".cache" / "ryzanstein"
+    except RuntimeError:  # a user without an entry in the password database
+        return None
 
 
 def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:

@@ -24,8 +24,16 @@ from ryzanstein.errors import (
     OutOfMemoryError,
     ValidationError,
 )
+from ryzanstein.loaders.checkpoint import Checkpoint
 from ryzanstein.loaders.hub import resolve_model
-from ryzanstein.models import inspect_tensors, load_model, read_config
+from ryzanstein.loaders.weight_cache import default_weight_cache
+from ryzanstein.models import (
+    choose_packing,
+    inspect_tensors,
+    load_model,
+    packing_identity,
+    read_config,
+)
 from ryzanstein.sampling import SamplingParams
 from ryzanstein.sampling.presets import read_defaults
 from ryzanstein.tokenizer import Tokenizer
@@ -34,11 +42,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Mapping
     from collections.abc import Sequence as ABCSequence
+    from pathlib import Path
     from types import TracebackType
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
     from ryzanstein.engine.result import Completion, Piece
+    from ryzanstein.models import LoadedModel, ModelConfig
 
 __all__ = ["LLM", "describe", "generate"]
 
@@ -59,6 +69,9 @@ class LLM:
             trained for, or what fits in memory if that is less.
         kv_dtype: how keys and values are stored, "f16" or "f32".
         isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
+        weight_cache: keep the packed weights of large models in RYZANSTEIN_CACHE (by default
+            ~/.cache/ryzanstein), up to RYZANSTEIN_CACHE_LIMIT gigabytes (16), and map them next
+            time instead of packing again.
 
     Raises:
         ModelLoadError: the model is missing, damaged or unsupported.
@@ -80,6 +93,7 @@ class LLM:
         context_length: int | None = None,
         kv_dtype: KVDtype = "f16",
         isa: str | None = None,
+        weight_cache: bool = True,
     ) -> None:
         self.threads = default_threads() if threads is None else check_threads(threads)
         _core.resolve_isa(isa)
@@ -99,14 +113,18 @@ class LLM:
         specials = self.tokenizer.special_tokens
         self._chat_template = ChatTemplate.from_directory(self.directory, specials)
         self.defaults = read_defaults(self.directory)
-        decoder = load_model(
-            self.directory, threads=self.threads, isa=isa, progress=sys.stderr.isatty()
-        ).decoder
-        self.isa = decoder.isa
-        self._engine = SharedEngine(self._make_engine(decoder, context_length, kv_dtype))
+        loaded = load_model(
+            self.directory,
+            threads=self.threads,
+            isa=isa,
+            weight_cache=default_weight_cache() if weight_cache else None,
+            progress=sys.stderr.isatty(),
+        )
+        self.isa = loaded.decoder.isa
+        self._engine = SharedEngine(self._make_engine(loaded, context_length, kv_dtype))
 
     def _make_engine(
-        self, decoder: _core.Decoder, context_length: int | None, kv_dtype: KVDtype
+        self, loaded: LoadedModel, context_length: int | None, kv_dtype: KVDtype
     ) -> Engine:
         shape = self.config
         plan = plan_engine(
@@ -115,12 +133,12 @@ class LLM:
             kv_values_per_token=2 * shape.num_layers * shape.num_kv_heads * shape.head_dim,
             block_tokens=_core.PAGE_TOKENS,
             kv_dtype=kv_dtype,
-            free_bytes=read_host().free_bytes,
+            free_bytes=max(0, read_host().free_bytes - loaded.mapped_bytes),
         )
         cache = _core.PagedCache(
             shape.num_layers, shape.num_kv_heads, shape.head_dim, plan.num_blocks, plan.kv_dtype
         )
-        return Engine(decoder, cache, plan)
+        return Engine(loaded.decoder, cache, plan)
 
     @property
     def context_length(self) -> int:
@@ -359,12 +377,24 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, object]:
         "parameters": config.num_parameters,
         "tensors": len(tensors),
         "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
+        "packed_weights": _packed_weights(directory, config),
         **dataclasses.asdict(config),
         "tokenizer_vocab_size": tokenizer.vocab_size,
         "eos_token_ids": tokenizer.eos_token_ids,
         "chat_template": template is not None,
         "defaults": dataclasses.asdict(read_defaults(directory)),
     }
+
+
+def _packed_weights(directory: Path, config: ModelConfig) -> dict[str, object] | None:
+    """Return where a model's packed weights are kept and their bytes, None where they are not."""
+    cache = default_weight_cache()
+    if cache is None:
+        return None
+    path = cache.path(packing_identity(Checkpoint(directory), config, choose_packing(config, None)))
+    if not path.exists():
+        return None
+    return {"path": str(path), "bytes": path.stat().st_size}
 
 
 def _is_batch(prompts: object) -> bool:

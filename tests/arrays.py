@@ -12,7 +12,17 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["FORMATS", "SIZES", "Guarded", "at_fence", "guarded", "misaligned", "narrow", "widen"]
+__all__ = [
+    "FORMATS",
+    "SIZES",
+    "Guarded",
+    "at_fence",
+    "guarded",
+    "misaligned",
+    "narrow",
+    "on_cache_lines",
+    "widen",
+]
 
 # Around the widths of every vector, and the two row lengths of BitNet b1.58 2B.
 SIZES = [1, 2, 3, 5, 7, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 2560, 6912]
@@ -50,6 +60,15 @@ def guarded(
     begin = _GUARD_BYTES + -(raw.ctypes.data + _GUARD_BYTES) % _ALIGNMENT + offset * kind.itemsize
     array = raw[begin : begin + nbytes].view(kind).reshape(shape)
     return Guarded(array, raw, begin)
+
+
+def on_cache_lines(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy that begins on a cache line, as arrays of a packed file do."""
+    memory = np.empty(array.size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    copy = memory[begin : begin + array.size]
+    copy[:] = array
+    return copy
 
 
 def misaligned(array: NDArray[Any], offset: int = 1) -> NDArray[Any]:

@@ -14,8 +14,11 @@ import pytest
 from support import CHAT_TEMPLATE, copy_embedded, python_environment, run_python
 
 from ryzanstein import LLM, SamplingParams, __version__, llm
+from ryzanstein.bench import command as bench_command
 from ryzanstein.cli import main
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
+from ryzanstein.loaders.weight_cache import WeightCache
+from ryzanstein.models import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,6 +215,46 @@ def test_info(capsys: pytest.CaptureFixture[str], embedded: LLM) -> None:
     assert found["vocab_size"] == embedded.config.vocab_size
     assert found["chat_template"] is False
     assert found["tensor_bytes"] > 0
+    assert found["packed_weights"] is None
+
+
+def test_packed_weights_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RYZANSTEIN_CACHE", str(tmp_path / "cache"))
+    empty = {"directory": str(tmp_path / "cache" / "packed"), "files": 0, "bytes": 0}
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weight_cache"].items() >= empty.items()
+    model = copy_embedded(tmp_path / "model")
+    load_model(
+        model,
+        threads=1,
+        isa=None,
+        weight_cache=WeightCache(tmp_path / "cache" / "packed", 1 << 30, 0),
+    )
+    assert main(["info", "--json", str(model)]) == 0
+    packed = json.loads(capsys.readouterr().out)["packed_weights"]
+    (file,) = (tmp_path / "cache" / "packed").iterdir()
+    assert packed == {"path": str(file), "bytes": file.stat().st_size}
+    assert main(["doctor"]) == 0
+    assert re.search(rf"^  bytes: +{file.stat().st_size}$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [["generate", "-n", "1", "x"], ["bench", "-p", "1", "-n", "0"]])
+def test_the_weight_cache_can_be_left_out(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = WeightCache(tmp_path / "cache", 1 << 30, minimum_bytes=0)
+    for module in (llm, bench_command):
+        monkeypatch.setattr(module, "default_weight_cache", lambda: cache)
+    assert main([*command, "--no-weight-cache"]) == 0
+    assert not cache.directory.exists()
+    assert main(command) == 0
+    assert len(list(cache.directory.iterdir())) == 1
+    capsys.readouterr()
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ryzanstein import OutOfMemoryError, ValidationError
-from ryzanstein.config import EngineConfig, plan_engine
+from ryzanstein.config import EngineConfig, cache_directory, plan_engine
 
 # 1 KiB per token in f16, 32 KiB per page.
 SHAPE: dict[str, Any] = {"kv_values_per_token": 512, "block_tokens": 32, "kv_dtype": "f16"}
+
+
+def test_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("RYZANSTEIN_CACHE", raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert cache_directory() == Path("/home/somebody/.cache/ryzanstein")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_directory() == Path("/caches/ryzanstein")
+    monkeypatch.setenv("RYZANSTEIN_CACHE", "/elsewhere")
+    assert cache_directory() == Path("/elsewhere")
 
 
 def test_room_for_many_sequences() -> None:

@@ -27,6 +27,9 @@ from ryzanstein import (
     ValidationError,
     generate,
 )
+from ryzanstein.config import EngineConfig, plan_engine
+from ryzanstein.cpu import read_host
+from ryzanstein.loaders.weight_cache import WeightCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +57,30 @@ def test_public_names_are_sorted_and_complete() -> None:
     assert issubclass(ValidationError, ValueError)
     assert issubclass(ModelLoadError, OSError)
     assert issubclass(OutOfMemoryError, MemoryError)
+
+
+def test_mapped_weights_are_no_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool must not be given the page cache that the weights are in."""
+    cache = WeightCache(tmp_path / "cache", 1 << 30, minimum_bytes=0)
+    host = dataclasses.replace(read_host(), free_bytes=1 << 30)
+    monkeypatch.setattr(ryzanstein.llm, "default_weight_cache", lambda: cache)
+    monkeypatch.setattr(ryzanstein.llm, "read_host", lambda: host)
+    planned: list[int] = []
+
+    def plan(*, free_bytes: int, **shape: Any) -> EngineConfig:
+        planned.append(free_bytes)
+        return plan_engine(free_bytes=free_bytes, **shape)
+
+    monkeypatch.setattr(ryzanstein.llm, "plan_engine", plan)
+    model = copy_embedded(tmp_path / "model")
+    texts = []
+    for _ in range(2):
+        with LLM(model, threads=1) as llm:
+            texts.append(llm.generate("def f(", GREEDY).text)
+    (file,) = cache.directory.iterdir()
+    assert planned[0] == 1 << 30
+    assert 0.9 * file.stat().st_size < planned[0] - planned[1] <= file.stat().st_size
+    assert texts[0] == texts[1]
 
 
 def test_generate_returns_everything(llm: LLM) -> None:

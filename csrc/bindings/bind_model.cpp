@@ -68,13 +68,14 @@ DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::s
 std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config, std::vector<LayerWeights> layers,
                                       const py::array& embedding, const Array<float>& final_norm,
                                       const std::optional<py::array>& lm_head, bool screened_head,
-                                      int threads, const std::optional<std::string>& isa,
+                                      const std::optional<ArrayMap>& screen, int threads,
+                                      const std::optional<std::string>& isa,
                                       std::size_t small_step) {
   const DenseMatrix table = dense_view(embedding, "embedding");
   const DenseMatrix head = lm_head ? dense_view(*lm_head, "lm_head") : table;
-  return std::make_unique<Decoder>(config, std::move(layers), table,
-                                   to_vector(final_norm, "final_norm"), head, screened_head,
-                                   threads, resolve_isa(isa.value_or("")), small_step);
+  return std::make_unique<Decoder>(
+      config, std::move(layers), table, to_vector(final_norm, "final_norm"), head, screened_head,
+      borrow(screen.value_or(ArrayMap{})), threads, resolve_isa(isa.value_or("")), small_step);
 }
 
 float* hidden_view(const std::optional<Array<float>>& hidden, const Decoder& decoder,
@@ -192,7 +193,8 @@ void bind_model(py::module_& m) {
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&make_decoder), py::arg("config"), py::arg("layers"), py::arg("embedding"),
            py::arg("final_norm").noconvert(), py::arg("lm_head") = py::none(), py::kw_only(),
-           py::arg("screened_head") = false, py::arg("threads") = 1, py::arg("isa") = py::none(),
+           py::arg("screened_head") = false, py::arg("screen").noconvert() = py::none(),
+           py::arg("threads") = 1, py::arg("isa") = py::none(),
            py::arg("small_step") = std::size_t{1} << 24, py::keep_alive<1, 4>(),
            py::keep_alive<1, 6>())
       .def_property_readonly("isa", [](const Decoder& d) { return isa_name(d.isa()); })
@@ -205,8 +207,12 @@ void bind_model(py::module_& m) {
            py::arg("screen_top").noconvert() = py::none(),
            py::arg("screen_margin").noconvert() = py::none())
       .def("head_counters", &head_counters)
-      .def("weight_bytes", &weight_bytes)
-      .def("channel_counts", &channel_counts);
+      .def("channel_counts", &channel_counts)
+      .def("screen_arrays",
+           [](const py::object& self) {
+             return array_views(self.cast<Decoder&>().screen_buffers(), self);
+           })
+      .def("weight_bytes", &weight_bytes);
 }
 
 }  // namespace ryz

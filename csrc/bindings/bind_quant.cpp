@@ -8,6 +8,7 @@
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
 #include "kernels/dispatch.h"
+#include "quant/fingerprint.h"
 #include "quant/ternary_matrix.h"
 #include "quant/ternary_rows.h"
 
@@ -92,9 +93,18 @@ TernaryFormat parse_format(const std::string& name) {
   throw ValidationError("[ternary_matrix] format '" + name + "' is not one of: two_bit, five_trit");
 }
 
+std::shared_ptr<TernaryMatrix> make_matrix(std::size_t out_features, std::size_t in_features,
+                                           const std::string& format,
+                                           const std::optional<ArrayMap>& arrays) {
+  auto matrix = std::make_shared<TernaryMatrix>(out_features, in_features, parse_format(format));
+  if (arrays) matrix->adopt(borrow(*arrays));
+  return matrix;
+}
+
 }  // namespace
 
 void bind_quant(py::module_& m) {
+  m.def("packing_fingerprint", &packing_fingerprint);
   m.def(
       "preferred_ternary_format",
       [](const std::optional<std::string>& isa) {
@@ -108,12 +118,8 @@ void bind_quant(py::module_& m) {
       },
       py::arg("isa") = py::none());
   py::class_<TernaryMatrix, std::shared_ptr<TernaryMatrix>>(m, "TernaryMatrix")
-      .def(py::init(
-               [](std::size_t out_features, std::size_t in_features, const std::string& format) {
-                 return std::make_shared<TernaryMatrix>(out_features, in_features,
-                                                        parse_format(format));
-               }),
-           py::arg("out_features"), py::arg("in_features"), py::arg("format") = "two_bit")
+      .def(py::init(&make_matrix), py::arg("out_features"), py::arg("in_features"),
+           py::arg("format") = "two_bit", py::arg("arrays").noconvert() = py::none())
       .def_property_readonly(
           "format", [](const TernaryMatrix& matrix) { return format_name(matrix.format()); })
       .def_property_readonly("out_features", &TernaryMatrix::out_features)
@@ -124,10 +130,22 @@ void bind_quant(py::module_& m) {
       .def("pack_codes", &pack_codes, py::arg("row_begin"), py::arg("codes").noconvert(),
            py::arg("row_scales").noconvert())
       .def("pack_master", &pack_master, py::arg("row_begin"), py::arg("weights").noconvert())
+      .def("arrays",
+           [](const py::object& self) {
+             return array_views(self.cast<TernaryMatrix&>().buffers(), self);
+           })
       .def("codes", &codes)
       .def("zero_rows", &zero_rows)
       .def("row_scales", &row_scales);
   py::class_<TernaryRows, std::shared_ptr<TernaryRows>>(m, "TernaryRows")
+      .def(py::init([](std::size_t rows, std::size_t columns, const ArrayMap& arrays) {
+             return std::make_shared<TernaryRows>(rows, columns, borrow(arrays));
+           }),
+           py::arg("rows"), py::arg("columns"), py::arg("arrays").noconvert())
+      .def("arrays",
+           [](const py::object& self) {
+             return array_views(self.cast<TernaryRows&>().buffers(), self);
+           })
       .def_static("of_rows", &rows_of, py::arg("matrix"), py::arg("row_begin"), py::arg("row_end"))
       .def_static("of_columns", &columns_of, py::arg("matrix"))
       .def_property_readonly("rows", &TernaryRows::rows)

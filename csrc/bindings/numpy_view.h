@@ -6,10 +6,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/dtype.h"
 #include "base/error.h"
 #include "model/weights.h"
@@ -75,6 +78,35 @@ inline DenseMatrix dense_view(const pybind11::array& array, const char* name) {
     throw ValidationError(std::string("[array] ") + name + " is not aligned to its elements");
   }
   return {array.data(), type, dim(array, 0), dim(array, 1)};
+}
+
+using ArrayMap = std::map<std::string, Array<std::uint8_t>>;
+
+// The arrays in place, each kept alive by its buffer.
+inline std::map<std::string, Buffer> borrow(const ArrayMap& arrays) {
+  std::map<std::string, Buffer> out;
+  for (const auto& [name, array] : arrays) {
+    // Whichever thread frees the last buffer has to hold the interpreter's lock to drop the array.
+    const auto drop = [](pybind11::object* kept) {
+      const pybind11::gil_scoped_acquire lock;
+      delete kept;
+    };
+    out.emplace(name, Buffer(array.data(), static_cast<std::size_t>(array.nbytes()),
+                             std::shared_ptr<void>(new pybind11::object(array), drop)));
+  }
+  return out;
+}
+
+// Read-only views of the buffers that `owner` has.
+inline pybind11::dict array_views(const NamedBuffers& buffers, const pybind11::object& owner) {
+  pybind11::dict out;
+  for (const NamedBuffer& named : buffers) {
+    Array<std::uint8_t> view(static_cast<pybind11::ssize_t>(named.buffer->bytes()),
+                             named.buffer->as<std::uint8_t>(), owner);
+    view.attr("setflags")(pybind11::arg("write") = false);
+    out[named.name] = std::move(view);
+  }
+  return out;
 }
 
 }  // namespace ryz

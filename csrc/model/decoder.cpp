@@ -17,7 +17,7 @@ std::size_t size_of(const Linear& linear) {
 
 Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
                  std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head,
-                 int threads, Isa isa, std::size_t small_step)
+                 std::map<std::string, Buffer> screen, int threads, Isa isa, std::size_t small_step)
     : config_(std::move(config)),
       layers_(std::move(layers)),
       embedding_(embedding),
@@ -38,8 +38,13 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
     add(layer.o_proj);
     add(layer.down_proj);
   }
-  if (screened_head) head_.build_screen(pool_);
   workspace_.channel_counts.resize(layers_.size() * static_cast<std::size_t>(pool_.threads()));
+  if (!screened_head) return;
+  if (screen.empty()) {
+    head_.build_screen(pool_);
+  } else {
+    head_.adopt_screen(std::move(screen));
+  }
 }
 
 std::vector<ChannelCounts> Decoder::channel_counts() const {

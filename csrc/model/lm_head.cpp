@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <utility>
 
 namespace ryz {
 namespace {
@@ -30,6 +31,11 @@ void LmHead::build_screen(ThreadPool& pool) {
                  scratch.data() + static_cast<std::size_t>(ctx.index()) * weights_.columns);
   };
   pool.run(body);
+}
+
+void LmHead::adopt_screen(std::map<std::string, Buffer> stored) {
+  screen_ = ScreenMatrix(weights_.rows, weights_.columns);
+  adopt_buffers(screen_.buffers(), std::move(stored));
 }
 
 LmHead::Counters LmHead::counters() const {

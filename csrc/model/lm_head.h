@@ -9,7 +9,9 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "cpu/thread_pool.h"
@@ -40,6 +42,9 @@ class LmHead {
 
   // Builds the screen. Throws OutOfMemoryError.
   void build_screen(ThreadPool& pool);
+  // Takes the arrays of a screen built before. Throws ValidationError.
+  void adopt_screen(std::map<std::string, Buffer> stored);
+  NamedBuffers screen_buffers() { return screen_.buffers(); }
   bool has_screen() const { return screen_.rows() != 0; }
   Counters counters() const;
   std::size_t screen_bytes() const { return screen_.bytes(); }

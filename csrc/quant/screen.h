@@ -40,6 +40,9 @@ class ScreenMatrix {
   void fill(const void* weights, DType dtype, std::size_t row_begin, std::size_t row_end,
             float* row);
 
+  // The arrays that hold the filled screen; another one's of the same shape may take their places.
+  NamedBuffers buffers() { return {{"packed", &packed_}, {"row_values", &row_values_}}; }
+
   const std::int8_t* packed() const { return packed_.as<std::int8_t>(); }
   // Per row, [panels * 64] each: scale; 64 * sum of c (what the offset of hi adds); the factors of
   // ||x|| and of ||x - x^|| in the bound.

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "base/arena.h"
@@ -82,6 +82,9 @@ void TernaryMatrix::check_rows(const char* op, std::size_t row_begin, std::size_
     throw ValidationError(std::string("[") + op + "] rows " + std::to_string(row_begin) + "..+" +
                           std::to_string(rows) + " do not fit a matrix of " +
                           std::to_string(rows_) + " rows");
+  }
+  if (is_stored_) {
+    throw ValidationError(std::string("[") + op + "] a matrix of stored arrays is only read");
   }
 }
 
@@ -190,6 +193,12 @@ float TernaryMatrix::pack_master(std::size_t row_begin, const void* weights, DTy
   }
   set_scale(row_begin, rows, mean);
   return mean;
+}
+
+void TernaryMatrix::adopt(std::map<std::string, Buffer> stored) {
+  adopt_buffers(buffers(), std::move(stored));
+  rows_packed_ = rows_;
+  is_stored_ = true;
 }
 
 bool TernaryMatrix::is_zero_row(std::size_t row) const {

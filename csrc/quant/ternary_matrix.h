@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
+#include <string>
 
 #include "base/aligned.h"
 #include "base/dtype.h"
@@ -38,6 +40,12 @@ class TernaryMatrix {
   // clamp(round_half_even(w / s), -1, 1). Returns s, which becomes the scale of these rows.
   float pack_master(std::size_t row_begin, const void* weights, DType dtype, std::size_t rows);
 
+  // The arrays that hold the packed weights.
+  NamedBuffers buffers() { return {{"packed", &packed_}, {"row_scale", &row_scale_}}; }
+  // Takes the arrays of a matrix of the same shape and format, packed before: every row is filled,
+  // and none can be packed again. Throws ValidationError.
+  void adopt(std::map<std::string, Buffer> stored);
+
   bool is_zero_row(std::size_t row) const;
   // The values of one row as int8 [K].
   void unpack_row(std::size_t row, std::int8_t* values) const;
@@ -52,6 +60,7 @@ class TernaryMatrix {
   std::size_t rows_, columns_, panels_, blocks_;
   TernaryFormat format_;
   std::size_t rows_packed_ = 0;
+  bool is_stored_ = false;
   Buffer packed_;
   Buffer row_scale_;
 };

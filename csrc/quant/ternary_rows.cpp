@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/arena.h"
@@ -26,6 +27,12 @@ TernaryRows::TernaryRows(std::size_t rows, std::size_t columns)
     : rows_(rows),
       columns_(columns),
       packed_(weight_buffer(rows * units() * kUnitBytes, "ternary rows")) {}
+
+TernaryRows::TernaryRows(std::size_t rows, std::size_t columns,
+                         std::map<std::string, Buffer> stored)
+    : TernaryRows(rows, columns) {
+  adopt_buffers(buffers(), std::move(stored));
+}
 
 TernaryRows TernaryRows::of_rows(const TernaryMatrix& matrix, std::size_t row_begin,
                                  std::size_t row_end) {

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include "base/aligned.h"
 #include "quant/ternary_matrix.h"
@@ -11,6 +13,8 @@ namespace ryz {
 
 class TernaryRows {
  public:
+  // Arrays that buffers() of rows of this shape once gave. Throws ValidationError.
+  TernaryRows(std::size_t rows, std::size_t columns, std::map<std::string, Buffer> stored);
   // Rows [row_begin, row_end) of a matrix. Throws ValidationError, OutOfMemoryError.
   static TernaryRows of_rows(const TernaryMatrix& matrix, std::size_t row_begin,
                              std::size_t row_end);
@@ -22,6 +26,7 @@ class TernaryRows {
   std::size_t units() const { return (columns_ + kUnitColumns - 1) / kUnitColumns; }
   std::size_t bytes() const { return packed_.bytes(); }
   const std::uint8_t* packed() const { return packed_.as<std::uint8_t>(); }
+  NamedBuffers buffers() { return {{"packed", &packed_}}; }
 
  private:
   TernaryRows(std::size_t rows, std::size_t columns);

@@ -67,6 +67,9 @@ def preferred_ternary_format(isa: str | None = None) -> TernaryFormat:
 def skips_zeros(isa: str | None = None) -> bool:
     """Return whether this tier has fast kernels on this CPU for feed-forwards that skip zeros."""
 
+def packing_fingerprint() -> int:
+    """Return a 64-bit hash that changes with any layout that weights are packed into."""
+
 class TernaryMatrix:
     """Ternary weights [N, K] with one float scale per row, in a layout the kernels read.
 
@@ -74,8 +77,19 @@ class TernaryMatrix:
     """
 
     def __init__(
-        self, out_features: int, in_features: int, format: TernaryFormat = "two_bit"
-    ) -> None: ...
+        self,
+        out_features: int,
+        in_features: int,
+        format: TernaryFormat = "two_bit",
+        arrays: dict[str, U8Array] | None = None,
+    ) -> None:
+        """Take the `arrays` of a matrix of this shape and format in place, or pack rows next.
+
+        Arrays are kept alive, 64-byte aligned, and must not change.
+
+        Raises ValidationError where they are not what such a matrix has.
+        """
+
     @property
     def format(self) -> TernaryFormat: ...
     @property
@@ -99,6 +113,9 @@ class TernaryMatrix:
         Raises QuantizationError on a non-finite weight.
         """
 
+    def arrays(self) -> dict[str, U8Array]:
+        """Return the packed weights as read-only views, by name."""
+
     def codes(self) -> I8Array:
         """Return the weights as int8 [N, K]."""
 
@@ -111,6 +128,12 @@ class TernaryMatrix:
 class TernaryRows:
     """Ternary weights row by row at 1.6 bits each, for products that leave most rows out."""
 
+    def __init__(self, rows: int, columns: int, arrays: dict[str, U8Array]) -> None:
+        """Take the `arrays` of rows of the same shape, which are kept alive.
+
+        Raises ValidationError where names or sizes are others.
+        """
+
     @staticmethod
     def of_rows(matrix: TernaryMatrix, row_begin: int, row_end: int) -> TernaryRows:
         """Return rows [row_begin, row_end) of a matrix.
@@ -122,6 +145,9 @@ class TernaryRows:
     @staticmethod
     def of_columns(matrix: TernaryMatrix) -> TernaryRows:
         """Return the columns of a matrix, each as a row."""
+
+    def arrays(self) -> dict[str, U8Array]:
+        """Return what the rows are stored in, as read-only views, by name."""
 
     @property
     def rows(self) -> int: ...
@@ -217,6 +243,7 @@ class Decoder:
         lm_head: DenseArray | None = None,
         *,
         screened_head: bool = False,
+        screen: dict[str, U8Array] | None = None,
         threads: int = 1,
         isa: str | None = None,
         small_step: int = 1 << 24,
@@ -224,8 +251,9 @@ class Decoder:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
 
         With `screened_head`, an int8 copy of the head is made, by which `step` can leave out logits
-        that its caller will not look at. Steps of fewer than `small_step` multiplications run on
-        one thread: sharing 0.2 ms of work costs more than it saves.
+        that its caller will not look at; `screen` is what `screen_arrays` gave for the same head,
+        64-byte aligned and kept alive, and spares making it. Steps of fewer than `small_step`
+        multiplications run on one thread: sharing 0.2 ms of work costs more than it saves.
         """
 
     @property
@@ -283,6 +311,9 @@ class Decoder:
         channels: of the layer; steps: steps of one token; open_gates: gates above zero, and
         nonzero: activations that the quantiser did not make zero, summed over the steps.
         """
+
+    def screen_arrays(self) -> dict[str, U8Array]:
+        """Return the screen as read-only views, by name; of 0 bytes where there is none."""
 
     def head_counters(self) -> dict[str, int]:
         """Return how logit rows were computed so far.

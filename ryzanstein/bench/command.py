@@ -22,6 +22,7 @@ from ryzanstein.config import check_integer, check_kv_dtype
 from ryzanstein.cpu import check_threads, default_threads
 from ryzanstein.errors import ValidationError
 from ryzanstein.loaders.hub import resolve_model
+from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.models import inspect_tensors, load_model, read_config
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from ryzanstein.bench.result import Row
     from ryzanstein.config import KVDtype
+    from ryzanstein.loaders.weight_cache import WeightCache
 
 __all__ = ["bench"]
 
@@ -58,6 +60,10 @@ _Repetitions = Annotated[
 ]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16 or f32.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
+_WeightCache = Annotated[
+    bool,
+    typer.Option(help="Keep the packed weights of a large model, to load it faster next time."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Csv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 _Markdown = Annotated[bool, typer.Option("--md", help="Print Markdown, as when piped.")]
@@ -79,6 +85,7 @@ class _Plan:
     repetitions: int
     kv_dtype: KVDtype
     isa: str
+    weight_cache: WeightCache | None
 
     @property
     def num_runs(self) -> int:
@@ -95,6 +102,7 @@ def bench(
     repetitions: _Repetitions = 5,
     kv_dtype: _KVDtype = "f16",
     isa: _Isa = None,
+    weight_cache: _WeightCache = True,
     as_json: _Json = False,
     as_csv: _Csv = False,
     as_md: _Markdown = False,
@@ -133,6 +141,7 @@ def bench(
         repetitions=check_integer("-r", repetitions, 1),
         kv_dtype=cast("KVDtype", kv_dtype),
         isa=_core.resolve_isa(isa),
+        weight_cache=default_weight_cache() if weight_cache else None,
     )
     chosen = _format({"json": as_json, "csv": as_csv, "md": as_md})
     picture = None if plot is None else check_plot(plot)
@@ -181,7 +190,13 @@ def _run(plan: _Plan) -> Iterator[Row]:
             )
     model_bytes = sum(tensor.nbytes for tensor in inspect_tensors(directory))
     for index, threads in enumerate(plan.threads):
-        loaded = load_model(directory, threads=threads, isa=plan.isa, progress=sys.stderr.isatty())
+        loaded = load_model(
+            directory,
+            threads=threads,
+            isa=plan.isa,
+            weight_cache=plan.weight_cache,
+            progress=sys.stderr.isatty(),
+        )
         runner = Runner(loaded, plan.kv_dtype)
         with _progress(plan, index) as (describe, advance):
             for workload in plan.workloads:

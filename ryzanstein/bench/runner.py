@@ -98,7 +98,7 @@ class Runner:
         config = self.model.config
         pages = -(-workload.length // _core.PAGE_TOKENS) * workload.sequences
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        free_bytes = read_host().free_bytes
+        free_bytes = read_host().free_bytes - self.model.mapped_bytes
         self._cache = _core.PagedCache(*shape, pages, self.kv_dtype)
         if self._cache.nbytes > free_bytes:
             raise OutOfMemoryError(

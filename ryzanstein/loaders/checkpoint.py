@@ -74,6 +74,21 @@ class Checkpoint:
         """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
         return self._files[name].view(name)
 
+    def identity(self) -> dict[str, object]:
+        """Return what changes when the weights do, as JSON values.
+
+        Of each file the size, time of change and inode, which stay when the directory is moved, and
+        the names of the tensors taken from it.
+        """
+        files = {file.path.name: file for file in self._files.values()}
+        return {
+            name: [
+                *(file.status.st_size, file.status.st_mtime_ns, file.status.st_ino),
+                sorted(tensor for tensor, holder in self._files.items() if holder is file),
+            ]
+            for name, file in sorted(files.items())
+        }
+
     def release(self, name: str) -> None:
         """Let the kernel drop a tensor's resident pages."""
         self._files[name].release(name)

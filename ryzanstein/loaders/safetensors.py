@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["SafetensorsFile", "TensorInfo"]
+__all__ = ["SafetensorsFile", "TensorInfo", "dtype_name"]
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMENSIONS = 8
+_MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
 _REMEDY = "download the file again"
 # bfloat16 has no numpy type: its bit patterns travel as uint16.
 _NUMPY_TYPES: dict[str, type[np.generic]] = {
@@ -47,6 +50,14 @@ _NUMPY_TYPES: dict[str, type[np.generic]] = {
 }
 
 
+_NAMES = {np.dtype(numpy_type): name for name, numpy_type in _NUMPY_TYPES.items()}
+
+
+def dtype_name(array: NDArray[Any]) -> str:
+    """Return the safetensors name of an array's dtype; uint16 is U16, not BF16."""
+    return _NAMES[array.dtype]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """What a header says of one tensor; dtype is the safetensors name, such as "BF16"."""
@@ -64,7 +75,10 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """One memory-mapped safetensors file; nothing is read until a view is touched."""
+    """One memory-mapped safetensors file; nothing is read until a view is touched.
+
+    `metadata` holds what the header says of the file as a whole, `status` what the system says.
+    """
 
     def __init__(self, path: Path) -> None:
         """Map the file and check its whole header.
@@ -75,8 +89,8 @@ class SafetensorsFile:
             UnsupportedFormatError: a tensor has a dtype numpy cannot hold.
         """
         self.path = path
-        self._map = _map_file(path)
-        self._entries = _parse_entries(path, self._map)
+        self._map, self.status = _map_file(path)
+        self.metadata, self._entries = _parse_header(path, self._map)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -112,16 +126,26 @@ class SafetensorsFile:
         if end > begin:
             self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
+    def populate(self) -> None:
+        """Read the whole file into memory, in huge pages where its file system has them.
 
-def _map_file(path: Path) -> mmap.mmap:
+        Both are advice that an older kernel may refuse; the pages then come as they are touched.
+        """
+        for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_READ):
+            with suppress(OSError):
+                self._map.madvise(advice)
+
+
+def _map_file(path: Path) -> tuple[mmap.mmap, os.stat_result]:
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 8:
+            status = os.fstat(file.fileno())
+            if status.st_size < 8:
                 raise CorruptFileError(
-                    f"{path} has {size} bytes and cannot hold a safetensors header; {_REMEDY}"
+                    f"{path} has {status.st_size} bytes and cannot hold a safetensors header; "
+                    f"{_REMEDY}"
                 )
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), status
     except FileNotFoundError as error:
         raise ModelLoadError(f"{path} does not exist; {_REMEDY}") from error
     except CorruptFileError:
@@ -130,7 +154,7 @@ def _map_file(path: Path) -> mmap.mmap:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _parse_entries(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
+def _parse_header(path: Path, data: mmap.mmap) -> tuple[object, dict[str, _Entry]]:
     (header_bytes,) = struct.unpack("<Q", data[:8])
     available = len(data) - 8
     if header_bytes > min(available, _MAX_HEADER_BYTES):
@@ -139,11 +163,11 @@ def _parse_entries(path: Path, data: mmap.mmap) -> dict[str, _Entry]:
             f"length (and a header may have {_MAX_HEADER_BYTES}); {_REMEDY}"
         )
     header = parse_json_object(data[8 : 8 + header_bytes], f"{path}: the header")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     start = 8 + header_bytes
     entries = {name: _parse_entry(path, name, value, start) for name, value in header.items()}
     _check_tiling(path, entries, start, len(data))
-    return entries
+    return metadata, entries
 
 
 def _parse_entry(path: Path, name: str, value: object, start: int) -> _Entry:

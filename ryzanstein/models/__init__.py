@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ryzanstein._core import Decoder, DecoderConfig, preferred_ternary_format
-from ryzanstein.errors import UnsupportedFormatError, ValidationError
+from ryzanstein._core import (
+    Decoder,
+    DecoderConfig,
+    packing_fingerprint,
+)
+from ryzanstein.errors import RyzansteinError, UnsupportedFormatError, ValidationError
 from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
 from ryzanstein.loaders.json_file import read_json_object
 from ryzanstein.loaders.safetensors import TensorInfo
 from ryzanstein.models.bitnet import BITNET
 from ryzanstein.models.config import ModelConfig, parse_config, require_architecture
-from ryzanstein.models.feed_forward import SkipZeros, resolve_skip_zeros
+from ryzanstein.models.feed_forward import SkipZeros
 from ryzanstein.models.fields import Fields
 from ryzanstein.models.llama import LLAMA
+from ryzanstein.models.packing import Packing, choose_packing
 from ryzanstein.models.rope import inverse_frequencies
 from ryzanstein.models.tensors import check_tensors
 from ryzanstein.models.weights import WeightReader
@@ -24,7 +32,11 @@ from ryzanstein.models.weights import WeightReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import Any
 
+    from numpy.typing import NDArray
+
+    from ryzanstein.loaders.weight_cache import PackedWeights, WeightCache
     from ryzanstein.models.family import Family
 
 __all__ = [
@@ -32,23 +44,35 @@ __all__ = [
     "ModelConfig",
     "SkipZeros",
     "TensorInfo",
+    "choose_packing",
     "inspect_tensors",
     "load_model",
+    "packing_identity",
     "read_config",
 ]
 
+_LOGGER = logging.getLogger(__name__)
+
 # From 32 MB of bf16 on, reading half the bytes of a head is worth the screen's own memory.
 _SCREENED_HEAD_ELEMENTS = 1 << 24
+
+# What the screen is called among packed weights.
+_SCREEN = "screen"
 
 _FAMILIES = {family.architecture: family for family in (BITNET, LLAMA)}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A decoder ready to step, and the configuration it was built from."""
+    """A decoder ready to step, and the configuration it was built from.
+
+    `mapped_bytes` of its weights are a file's pages: the system counts them as memory that is free,
+    but a model that lost them would read them from disk for every token.
+    """
 
     decoder: Decoder
     config: ModelConfig
+    mapped_bytes: int = 0
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -79,6 +103,7 @@ def load_model(
     threads: int,
     isa: str | None,
     skip_zeros: SkipZeros | None = None,
+    weight_cache: WeightCache | None = None,
     progress: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint directory.
@@ -89,6 +114,7 @@ def load_model(
         isa: instruction-set tier, or None for the best this machine has.
         skip_zeros: which zeros of feed-forwards a step of one token passes over, or None for what
             is usually faster. "down" and "all" each cost memory of a fifth of a byte per weight.
+        weight_cache: where packed weights are looked for, and kept once they are made.
         progress: show a progress bar on standard error, if it is a terminal.
 
     Raises:
@@ -100,38 +126,79 @@ def load_model(
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
-    ternary_format = preferred_ternary_format(isa)  # a wrong tier is refused before the work
     config, family = _read_config(directory)
+    packing = choose_packing(config, isa, skip_zeros)  # a wrong tier is refused before the work
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
-    total = sum(checkpoint.info(name).nbytes for name in checkpoint)
-    with _progress(f"Loading {directory.name}", total, shown=progress) as advance:
-        reader = WeightReader(
-            checkpoint,
-            config,
-            family,
-            ternary_format,
-            skip_zeros=resolve_skip_zeros(skip_zeros, config, isa),
-            advance=advance,
+    build = _Build(checkpoint, config, family, packing, threads, isa)
+    if weight_cache is None:
+        return build.run(None, progress=progress)[0]
+    identity = packing_identity(checkpoint, config, packing)
+    packed = weight_cache.find(identity)
+    if packed is not None:
+        try:
+            return build.run(packed, progress=progress)[0]
+        except RyzansteinError as error:  # the checkpoint's own faults will come up again
+            _LOGGER.debug("packed weights are made again: %s", error)
+    model, objects = build.run(None, progress=progress)
+    weight_cache.store(identity, objects)
+    return model
+
+
+def packing_identity(checkpoint: Checkpoint, config: ModelConfig, packing: Packing) -> str:
+    """Return what the packed weights of a checkpoint depend on, as text."""
+    parts = {
+        "checkpoint": checkpoint.identity(),
+        "config": dataclasses.asdict(config),
+        "packing": dataclasses.asdict(packing),
+        "layouts": packing_fingerprint(),
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """A checked checkpoint, and how its weights are to be packed."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    family: Family
+    packing: Packing
+    threads: int
+    isa: str | None
+
+    def run(
+        self, packed: PackedWeights | None, *, progress: bool
+    ) -> tuple[LoadedModel, dict[str, dict[str, NDArray[Any]]]]:
+        """Return the model, made of packed weights if there are any, else with those it packed."""
+        config, checkpoint = self.config, self.checkpoint
+        total = sum(checkpoint.info(name).nbytes for name in checkpoint)
+        title = f"Loading {checkpoint.directory.name}"
+        with _progress(title, total, shown=progress and packed is None) as advance:
+            reader = WeightReader(checkpoint, config, self.family, self.packing, packed, advance)
+            embedding, lm_head = reader.embedding(), reader.lm_head()
+            with ThreadPoolExecutor(self.threads) as pool:
+                layers = list(pool.map(reader.layer, range(config.num_layers)))
+            final_norm = reader.final_norm()
+        screened_head = config.vocab_size * config.hidden_size >= _SCREENED_HEAD_ELEMENTS
+        decoder = Decoder(
+            _decoder_config(config),
+            layers,
+            embedding,
+            final_norm,
+            lm_head,
+            screened_head=screened_head,
+            screen=None if packed is None else packed.arrays(_SCREEN),
+            threads=self.threads,
+            isa=self.isa,
         )
-        embedding, lm_head = reader.embedding(), reader.lm_head()
-        with ThreadPoolExecutor(threads) as pool:
-            layers = list(pool.map(reader.layer, range(config.num_layers)))
-        final_norm = reader.final_norm()
-    screened_head = config.vocab_size * config.hidden_size >= _SCREENED_HEAD_ELEMENTS
-    decoder = Decoder(
-        _decoder_config(config),
-        layers,
-        embedding,
-        final_norm,
-        lm_head,
-        screened_head=screened_head,
-        threads=threads,
-        isa=isa,
-    )
-    if screened_head:
-        reader.release_dense()  # read whole for the checks and the screen, from now on by rows
-    return LoadedModel(decoder, config)
+        if screened_head:
+            reader.release_dense()  # read whole for checks and screen, from now on by rows
+        objects = reader.objects
+        if screened_head:
+            objects[_SCREEN] = decoder.screen_arrays()
+        mapped_bytes = 0 if packed is None else packed.nbytes
+        return LoadedModel(decoder, config, mapped_bytes), objects
 
 
 def _read_config(directory: Path) -> tuple[ModelConfig, Family]:

@@ -11,10 +11,9 @@ from ryzanstein._core import TernaryMatrix, skips_zeros
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ryzanstein._core import F32Array
     from ryzanstein.models.config import ModelConfig
 
-__all__ = ["SkipZeros", "drop_dead_channels", "resolve_skip_zeros"]
+__all__ = ["SkipZeros", "keep_channels", "live_channels", "resolve_skip_zeros"]
 
 SkipZeros: TypeAlias = Literal["none", "down", "all"]
 
@@ -44,33 +43,33 @@ def resolve_skip_zeros(choice: SkipZeros | None, config: ModelConfig, isa: str |
     return "down" if is_large and skips_zeros(isa) else "none"
 
 
-def drop_dead_channels(
-    gate_up: TernaryMatrix, down: TernaryMatrix, gain: F32Array | None
-) -> tuple[TernaryMatrix, TernaryMatrix, F32Array | None]:
-    """Return the feed-forward without channels whose gate or up row is zero, 64 at a time.
+def live_channels(gate_up: TernaryMatrix) -> NDArray[np.int32]:
+    """Return the channels worth keeping, given gate and up rows [2C, hidden].
 
-    Such a channel gives zero whatever the input. Takes gate and up rows [2C, hidden], down [hidden,
-    C] and the gain [C] of the norm between them, if there is one.
+    A channel whose gate or up row is zero gives zero whatever the input. Such channels are left out
+    in multiples of 64, since matrices are read by panels of so many rows; never all of them.
     """
-    channels = down.in_features
+    channels = gate_up.out_features // 2
     is_zero = np.zeros(2 * channels, bool)
     is_zero[gate_up.zero_rows()] = True
     dead = np.flatnonzero(is_zero[:channels] | is_zero[channels:])
     dropped = dead[: len(dead) // _PANEL_ROWS * _PANEL_ROWS]
-    if len(dropped) == 0 or len(dropped) == channels:
-        return gate_up, down, gain
-    kept = np.delete(np.arange(channels), dropped)
-    return (
-        _part(gate_up, rows=np.concatenate([kept, channels + kept])),
-        _part(down, columns=kept),
-        None if gain is None else gain[kept],
-    )
+    everything = np.arange(channels, dtype=np.int32)
+    return everything if len(dropped) == channels else np.delete(everything, dropped)
+
+
+def keep_channels(
+    gate_up: TernaryMatrix, down: TernaryMatrix, live: NDArray[np.int32]
+) -> tuple[TernaryMatrix, TernaryMatrix]:
+    """Return gate and up rows [2C, hidden] and down [hidden, C] with these channels alone."""
+    rows = np.concatenate([live, down.in_features + live])
+    return _part(gate_up, rows=rows), _part(down, columns=live)
 
 
 def _part(
     matrix: TernaryMatrix,
-    rows: NDArray[np.intp] | slice = slice(None),
-    columns: NDArray[np.intp] | slice = slice(None),
+    rows: NDArray[np.int32] | slice = slice(None),
+    columns: NDArray[np.int32] | slice = slice(None),
 ) -> TernaryMatrix:
     codes = np.ascontiguousarray(matrix.codes()[rows][:, columns])
     part = TernaryMatrix(codes.shape[0], codes.shape[1], matrix.format)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ryzanstein._core import LayerWeights, Linear, TernaryMatrix, TernaryRows
 from ryzanstein.errors import CorruptFileError, QuantizationError
-from ryzanstein.models.feed_forward import drop_dead_channels
+from ryzanstein.models.feed_forward import keep_channels, live_channels
 from ryzanstein.models.tensors import linear_shapes
 from ryzanstein.quant import first_non_finite, output_scale, to_float32
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ryzanstein._core import DenseArray, F32Array, TernaryFormat
+    from ryzanstein._core import DenseArray, F32Array
     from ryzanstein.loaders.checkpoint import Checkpoint
+    from ryzanstein.loaders.weight_cache import PackedWeights
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
-    from ryzanstein.models.feed_forward import SkipZeros
+    from ryzanstein.models.packing import Packing
 
 __all__ = ["WeightReader"]
 
@@ -31,7 +32,8 @@ _COMPARE_ROWS = 4096
 class WeightReader:
     """Builds weights from a checkpoint whose tensors `check_tensors` has accepted.
 
-    Distinct layers may be read from distinct threads: packing releases the GIL.
+    Distinct layers may be read from distinct threads: packing releases the GIL. `objects` are those
+    packed so far, by the names that `packed` is to know them under.
     """
 
     def __init__(
@@ -39,17 +41,18 @@ class WeightReader:
         checkpoint: Checkpoint,
         config: ModelConfig,
         family: Family,
-        ternary_format: TernaryFormat,
-        *,
-        skip_zeros: SkipZeros,
+        packing: Packing,
+        packed: PackedWeights | None,
         advance: Callable[[int], None],
     ) -> None:
         """Take a callback that is told the bytes of each tensor once it has been read.
 
-        `skip_zeros` says which copies to skip zeros by the feed-forwards get.
+        With `packed`, matrices are those of an earlier load of the same checkpoint, which found its
+        large tensors sound: they are not read again.
         """
-        self._ternary_format = ternary_format
-        self._skip_zeros = skip_zeros
+        self.objects: dict[str, dict[str, NDArray[Any]]] = {}
+        self._packing = packing
+        self._packed = packed
         self._checkpoint = checkpoint
         self._config = config
         self._family = family
@@ -76,20 +79,63 @@ class WeightReader:
 
     def _feed_forward(self, prefix: str) -> dict[str, Any]:
         family = self._family
-        mlp_in = self._linears(prefix, family.mlp_in)
-        down_proj = self._linears(prefix, (family.down_proj,))[0]
         gain = self._optional_norm(prefix, family.ffn_sub_norm)
-        parts: dict[str, Any] = {}
-        if not self._config.quantization.input_norm:
-            gate_up, down, gain = drop_dead_channels(mlp_in[0].matrix, down_proj.matrix, gain)
-            mlp_in, down_proj = [Linear(gate_up)], Linear(down)
-            if self._skip_zeros == "all":
-                parts["up_rows"] = TernaryRows.of_rows(
-                    gate_up, down.in_features, gate_up.out_features
-                )
-            if self._skip_zeros != "none":
-                parts["down_columns"] = TernaryRows.of_columns(down)
-        return parts | {"mlp_in": mlp_in, "down_proj": down_proj, "ffn_sub_norm": gain}
+        if self._config.quantization.input_norm:
+            return {
+                "mlp_in": self._linears(prefix, family.mlp_in),
+                "down_proj": self._linears(prefix, (family.down_proj,))[0],
+                "ffn_sub_norm": gain,
+            }
+        gate_up, down, live = self._live_channels(prefix)
+        parts = {
+            "mlp_in": [Linear(gate_up)],
+            "down_proj": Linear(down),
+            "ffn_sub_norm": gain if gain is None or live is None else gain[live],
+        }
+        channels = down.in_features
+        if self._packing.skip_zeros == "all":
+            parts["up_rows"] = self._rows(
+                f"{prefix}up_rows",
+                (channels, gate_up.in_features),
+                lambda: TernaryRows.of_rows(gate_up, channels, 2 * channels),
+            )
+        if self._packing.skip_zeros != "none":
+            parts["down_columns"] = self._rows(
+                f"{prefix}down_columns",
+                (channels, down.out_features),
+                lambda: TernaryRows.of_columns(down),
+            )
+        return parts
+
+    def _live_channels(
+        self, prefix: str
+    ) -> tuple[TernaryMatrix, TernaryMatrix, NDArray[Any] | None]:
+        """Return gate and up, and down, without dead channels, and which are left if not all."""
+        names = (self._family.mlp_in, (self._family.down_proj,))
+        key = f"{prefix}live_channels"
+        if self._packed is not None:
+            live = self._packed.arrays(key).get("index")
+            channels = self._config.intermediate_size if live is None else len(live)
+            gate_up, down = (self._matrix(prefix, part, channels) for part in names)
+            return gate_up, down, live
+        gate_up, down = (self._matrix(prefix, part) for part in names)
+        live = live_channels(gate_up)
+        if len(live) == down.in_features:
+            return gate_up, down, None
+        gate_up, down = keep_channels(gate_up, down, live)
+        self._keep(self._key(prefix, names[0]), gate_up.arrays())
+        self._keep(self._key(prefix, names[1]), down.arrays())
+        self._keep(key, {"index": live})
+        return gate_up, down, live
+
+    def _rows(
+        self, key: str, shape: tuple[int, int], make: Callable[[], TernaryRows]
+    ) -> TernaryRows:
+        if self._packed is not None:
+            return TernaryRows(*shape, self._packed.arrays(key))
+        rows = make()
+        self._keep(key, rows.arrays())
+        return rows
 
     def final_norm(self) -> F32Array:
         """Return the gain of the norm before the head."""
@@ -112,7 +158,11 @@ class WeightReader:
         name = self._family.lm_head
         if not self._config.tie_word_embeddings:
             return self._dense(name)
-        if name in self._checkpoint and not self._same(name, self._family.embedding):
+        if (
+            self._packed is None
+            and name in self._checkpoint
+            and not self._same(name, self._family.embedding)
+        ):
             raise CorruptFileError(
                 f"{self._checkpoint.where(name)} differs from the embedding, although config.json "
                 "ties them; set tie_word_embeddings to false to use it"
@@ -138,14 +188,36 @@ class WeightReader:
             for name in names
         ]
 
-    def _matrix(self, prefix: str, names: tuple[str, ...]) -> TernaryMatrix:
+    def _matrix(
+        self, prefix: str, names: tuple[str, ...], channels: int | None = None
+    ) -> TernaryMatrix:
+        """Return the linears of these names, one below the other.
+
+        `channels` are how many of the feed-forward's are stored, for its matrices.
+        """
         rows = sum(self._shapes[name][0] for name in names)
-        matrix = TernaryMatrix(rows, self._shapes[names[0]][1], self._ternary_format)
+        columns = self._shapes[names[0]][1]
+        key = self._key(prefix, names)
+        ternary_format = self._packing.ternary_format
+        if self._packed is not None:
+            if channels is not None:
+                is_down = names == (self._family.down_proj,)
+                rows, columns = (rows, channels) if is_down else (2 * channels, columns)
+            return TernaryMatrix(rows, columns, ternary_format, self._packed.arrays(key))
+        matrix = TernaryMatrix(rows, columns, ternary_format)
         row = 0
         for name in names:
             self._pack(matrix, row, prefix + name)
             row += self._shapes[name][0]
+        self._keep(key, matrix.arrays())
         return matrix
+
+    @staticmethod
+    def _key(prefix: str, names: tuple[str, ...]) -> str:
+        return prefix + "+".join(names)
+
+    def _keep(self, key: str, arrays: dict[str, Any]) -> None:
+        self.objects[key] = arrays
 
     def _pack(self, matrix: TernaryMatrix, row: int, linear: str) -> None:
         weight = f"{linear}.weight"
@@ -171,7 +243,7 @@ class WeightReader:
         return gain
 
     def _dense(self, name: str) -> DenseArray:
-        array = self._finite(name)
+        array = self._checkpoint.view(name) if self._packed is not None else self._finite(name)
         self._advance(array.nbytes)
         return array
 

@@ -8,6 +8,7 @@ import weakref
 
 import native
 import numpy as np
+from arrays import on_cache_lines
 
 from ryzanstein import _core
 
@@ -66,6 +67,40 @@ def test_weights_outlive_their_python_objects() -> None:
     del matrix, codes, layers
     churn()
     assert native.batch().run(decoder, native.cache()).tobytes() == before
+
+
+def test_stored_arrays_are_kept_and_let_go() -> None:
+    built = native.decoder(screened_head=True)
+    expected = native.batch().run(built, native.cache()).tobytes()
+    matrix = _core.TernaryMatrix(native.HIDDEN, native.INNER)
+    codes = np.random.default_rng(1).integers(-1, 2, (native.HIDDEN, native.INNER))
+    matrix.pack_codes(0, codes.astype(np.int8), np.full(native.HIDDEN, 0.2, np.float32))
+    arrays = {name: on_cache_lines(array) for name, array in matrix.arrays().items()}
+    screen = {name: on_cache_lines(array) for name, array in built.screen_arrays().items()}
+    owners = [array.base for array in (*arrays.values(), *screen.values())]
+    kept = [weakref.ref(owner) for owner in owners if owner is not None]
+    assert len(kept) == 4
+    mapped = _core.TernaryMatrix(native.HIDDEN, native.INNER, arrays=arrays)
+    layers = [native.layer(down_proj=_core.Linear(mapped))]
+    decoder = native.decoder(layers=layers, screened_head=True, screen=screen)
+    del matrix, built, arrays, screen, owners, mapped, layers
+    churn()
+    assert all(reference() is not None for reference in kept)
+    assert native.batch().run(decoder, native.cache()).tobytes() == expected
+    del decoder
+    gc.collect()
+    assert all(reference() is None for reference in kept)
+
+
+def test_views_of_packed_weights_keep_them() -> None:
+    decoder = native.decoder(screened_head=True)
+    matrix = _core.TernaryMatrix(native.HIDDEN, native.INNER)
+    views = [*matrix.arrays().values(), *decoder.screen_arrays().values()]
+    before = [view.tobytes() for view in views]
+    del matrix, decoder
+    churn()
+    assert [view.tobytes() for view in views] == before
+    assert not any(view.flags.writeable for view in views)
 
 
 def test_norms_are_copied() -> None:

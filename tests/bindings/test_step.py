@@ -127,6 +127,13 @@ def test_wrong_screening_is_refused(screened: bool, top: Any, margin: Any, messa
         BASE.run(decoder, native.cache(), screen_top=top, screen_margin=margin)
 
 
+def test_the_screen_of_another_head_is_refused() -> None:
+    screen = native.decoder(screened_head=True).screen_arrays()
+    fewer = dict(list(screen.items())[1:])
+    with pytest.raises(ValidationError, match=r"stored array .* has 0 bytes"):
+        native.decoder(screened_head=True, screen=fewer)
+
+
 @pytest.mark.parametrize("top", [1, VOCAB - 1, VOCAB, VOCAB + 1, 2048, 2049, HIGH])
 @pytest.mark.parametrize("margin", [0.0, 1e30, np.inf])
 def test_any_screening_keeps_the_highest(top: int, margin: float) -> None:

@@ -1,6 +1,8 @@
 // Alignment, zeroing, ownership, and memory that cannot be had.
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -47,6 +49,47 @@ void moves() {
   RYZ_CHECK(third.as<char>() == nullptr && third.bytes() == 0);
 }
 
+void borrowed() {
+  alignas(64) static const char data[128] = "borrowed";
+  auto owner = std::make_shared<int>(1);
+  {
+    Buffer buffer(data, 100, owner);
+    RYZ_CHECK(buffer.is_borrowed() && buffer.as<char>() == data && buffer.bytes() == 100);
+    Buffer moved(std::move(buffer));
+    RYZ_CHECK(moved.is_borrowed() && moved.as<char>() == data && !buffer.is_borrowed());
+    RYZ_CHECK(owner.use_count() == 2);
+    buffer = Buffer(64, "test");
+    RYZ_CHECK(!buffer.is_borrowed());
+  }
+  RYZ_CHECK(owner.use_count() == 1);
+  RYZ_CHECK(message_of<ryz::ValidationError>([&] {
+              Buffer(data + 8, 64, owner);
+            }).find("aligned to 64 bytes") != std::string::npos);
+  const Buffer nothing(data + 8, 0, owner);
+  RYZ_CHECK(nothing.bytes() == 0);
+}
+
+void adopts_all_or_nothing() {
+  alignas(64) static const char data[128] = "stored";
+  const auto owner = std::make_shared<int>(1);
+  Buffer first(64, "test"), second(100, "test");
+  const ryz::NamedBuffers places{{"first", &first}, {"second", &second}};
+  const auto stored = [&](std::size_t bytes, const char* name) {
+    std::map<std::string, Buffer> buffers;
+    buffers.emplace("first", Buffer(data, 64, owner));
+    buffers.emplace(name, Buffer(data, bytes, owner));
+    return buffers;
+  };
+  for (const auto& [bytes, name] : {std::pair{std::size_t{99}, "second"}, {100, "third"}}) {
+    const std::string message =
+        message_of<ryz::ValidationError>([&] { adopt_buffers(places, stored(bytes, name)); });
+    RYZ_CHECK(message.find("stored array 'second'") != std::string::npos);
+    RYZ_CHECK(!first.is_borrowed() && !second.is_borrowed());
+  }
+  adopt_buffers(places, stored(100, "second"));
+  RYZ_CHECK(first.as<char>() == data && second.as<char>() == data && owner.use_count() == 3);
+}
+
 void out_of_memory() {
   const std::size_t bytes = std::size_t{1} << 60;
   const std::string message =
@@ -69,6 +112,8 @@ int main() {
     aligned_and_zeroed();
     empty();
     moves();
+    borrowed();
+    adopts_all_or_nothing();
     out_of_memory();
     rounding();
   });

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from arrays import FORMATS, SIZES, at_fence, misaligned, narrow, widen
+from arrays import FORMATS, SIZES, at_fence, misaligned, narrow, on_cache_lines, widen
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import ops
@@ -222,6 +222,39 @@ def test_two_dimensions() -> None:
         matrix.pack_master(0, flat)
     with pytest.raises(ValidationError, match=r"codes has shape \[5\], expected 2 dimensions"):
         matrix.pack_codes(0, flat.astype(np.int8), ones(1))
+
+
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_stored_arrays_are_the_same_matrix(kind: TernaryFormat) -> None:
+    matrix = TernaryMatrix(67, 45, kind)
+    scales = np.random.default_rng(2).uniform(-1, 1, 67).astype(np.float32)
+    matrix.pack_codes(0, random_codes(67, 45), scales)
+    arrays = {name: on_cache_lines(array) for name, array in matrix.arrays().items()}
+    again = TernaryMatrix(67, 45, kind, arrays)
+    assert again.nbytes == matrix.nbytes
+    np.testing.assert_array_equal(again.codes(), random_codes(67, 45))
+    np.testing.assert_array_equal(again.row_scales(), scales)
+    with pytest.raises(ValidationError, match="a matrix of stored arrays is only read"):
+        again.pack_codes(0, random_codes(4, 45), ones(4))
+
+
+def test_stored_arrays_of_another_matrix_are_refused() -> None:
+    arrays = {name: on_cache_lines(array) for name, array in TernaryMatrix(8, 5).arrays().items()}
+    packed = arrays["packed"]
+    shifted = on_cache_lines(np.zeros(packed.size + 1, np.uint8))[1:]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({}, "array 'packed' has 0 bytes, expected 256"),
+        (arrays | {"packed": packed[:64]}, "array 'packed' has 64 bytes, expected 256"),
+        (arrays | {"more": packed}, "3 arrays are stored, 2 are known"),
+        (arrays | {"packed": shifted}, "must be aligned to 64 bytes"),
+    ]
+    for stored, message in wrong:
+        with pytest.raises(ValidationError, match=message):
+            TernaryMatrix(8, 5, arrays=stored)
+    with pytest.raises(TypeError):
+        TernaryMatrix(8, 5, arrays=arrays | {"packed": packed.view(np.int8)})
+    with pytest.raises(TypeError):
+        TernaryMatrix(8, 5, arrays=arrays | {"packed": np.zeros(512, np.uint8)[::2]})
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0)])

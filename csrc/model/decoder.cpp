@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "model/attention_worker.h"
 #include "model/step_worker.h"
 #include "model/validate.h"
 
@@ -63,22 +64,10 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.q.reserve(rows * round_up(widest, kRowPadding));
   ws.act_scale.reserve(rows);
   ws.act_sum.reserve(rows);
-  ws.token_sequence.reserve(tokens);
-  for (std::size_t s = 0; s < batch.sequences(); ++s) {
-    for (auto t = batch.seq_starts[s]; t < batch.seq_starts[s + 1]; ++t) {
-      ws.token_sequence.data()[t] = static_cast<std::int32_t>(s);
-    }
-  }
   head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
   ws.panels_stride = round_up(ternary_scratch_bytes(widest), kCacheLine);
   ws.panels.reserve(threads * ws.panels_stride);
-
-  const auto deepest = *std::max_element(batch.positions.begin(), batch.positions.end());
-  const std::size_t splits = static_cast<std::size_t>(deepest) / kSplitKeys + 1;
-  const std::size_t pairs = tokens * c.num_kv_heads;
-  ws.shared_splits = splits > 1 && pairs < 8 * threads ? splits : 0;
-  const std::size_t parts = ws.shared_splits == 0 ? 2 * threads : pairs * splits;
-  ws.partials.reserve(parts * c.group() * (padded_head_dim(c.head_dim) + 2));
+  AttentionWorker::prepare(c, batch, threads, ws);
 }
 
 void Decoder::step(const StepBatch& batch, PagedCache& cache, float* logits, float* hidden_states) {

@@ -1,5 +1,8 @@
-// exp for softmax and SiLU. The same formula in every tier; tiers differ only where fma does.
+// exp for softmax and SiLU, and the largest magnitude of a row. The same formulas in every tier;
+// tiers differ only where fma does.
 #pragma once
+
+#include <cstring>
 
 namespace ryz::RYZ_TIER {
 namespace {
@@ -22,6 +25,20 @@ inline Vec exp(Vec x) {
   p = fma(p, r, broadcast(1.0f));
   p = fma(p, r, broadcast(1.0f));
   return mul(p, exp2_int(n));
+}
+
+inline float float_of_bits(std::int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The largest |x[i]|. Bits of non-negative floats order as integers, with NaN above infinity: no
+// NaN gets lost.
+inline float abs_max(const float* x, std::size_t n) {
+  VecI top = zero_i();
+  for (std::size_t i = 0; i < n; i += kLanes) top = max_i(top, abs_bits(load_first(x + i, n - i)));
+  return float_of_bits(reduce_max_i(top));
 }
 
 inline float exp_one(float x) { return reduce_max(exp(broadcast(x))); }

@@ -1,8 +1,6 @@
 // Ops on single rows: rms_norm, quantize, rope, gate, embed.
 #pragma once
 
-#include <cstring>
-
 #include "kernels/ops.h"
 #include "kernels/vector/formats.h"
 #include "kernels/vector/math.h"
@@ -37,27 +35,14 @@ inline void rms_norm(const RmsNormArgs& a) noexcept {
 }
 
 inline void quantize(const QuantizeArgs& a) noexcept {
-  // Bits of non-negative floats order as integers, with NaN above infinity: no NaN gets lost.
-  VecI top = zero_i();
-  for_lanes(a.k, [&](std::size_t i, std::size_t n) {
-    top = max_i(top, abs_bits(load_first(a.x + i, n)));
-  });
-  const std::int32_t top_bits = reduce_max_i(top);
-  float absmax;
-  std::memcpy(&absmax, &top_bits, sizeof absmax);
-  absmax = absmax < 1e-5f ? 1e-5f : absmax;
-
-  const Vec scale = broadcast(127.0f / absmax);
+  const Int8Row row(a.x, a.k);
   VecI sum = zero_i();
   for (std::size_t i = 0; i < a.k_padded; i += kLanes) {
-    const std::size_t n = i < a.k ? a.k - i : 0;
-    // Padding stays zero even where the scale is NaN.
-    const Vec scaled = select_first(mul(load_first(a.x + i, n), scale), n, zero());
-    const VecI q = clamp_i8(to_int(scaled));
+    const VecI q = row.codes(i);
     sum = add_i(sum, q);
     store_i8(a.q + i, q);
   }
-  *a.scale = absmax / 127.0f;
+  *a.scale = row.scale();
   *a.sum = reduce_add_i(sum);
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from arrays import widen
 from reference import ops as oracle
-from tolerances import ATTENTION, reduction, roundings
+from tolerances import ATTENTION, ATTENTION_INT8, reduction, roundings
 
 from bench.shapes import PRESETS
 from ryzanstein import _core
@@ -150,10 +150,10 @@ def test_kv_write(benchmark: Any, kind: KVDtype) -> None:
     _record(benchmark, nbytes=key.nbytes + value.nbytes)
 
 
-def _filled_cache() -> tuple[_core.PagedCache, F32Array, F32Array]:
+def _filled_cache(dtype: KVDtype) -> tuple[_core.PagedCache, F32Array, F32Array]:
     """Return a cache of one kv head with _KEYS tokens, and what it holds, [n, 1, D] each."""
     pages = _KEYS // _core.PAGE_TOKENS
-    cache = _core.PagedCache(1, 1, _SHAPE.head_dim, pages, "f16")
+    cache = _core.PagedCache(1, 1, _SHAPE.head_dim, pages, dtype)
     rows = _random(_KEYS, 2, _SHAPE.head_dim)
     for position, (key, value) in enumerate(rows):
         ops.kv_write(_ISA, cache, *divmod(position, _core.PAGE_TOKENS), key, value)
@@ -161,18 +161,23 @@ def _filled_cache() -> tuple[_core.PagedCache, F32Array, F32Array]:
     return cache, np.concatenate([k for k, _ in read]), np.concatenate([v for _, v in read])
 
 
-def test_attention(benchmark: Any) -> None:
-    cache, keys, values = _filled_cache()
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_attention(benchmark: Any, tokens: int, dtype: KVDtype) -> None:
+    cache, keys, values = _filled_cache(dtype)
     table = np.arange(cache.num_blocks, dtype=np.int32)
-    q = _random(_GROUP, _SHAPE.head_dim, seed=2)
-    highest, total = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
-    out = np.empty((_GROUP, _SHAPE.head_dim), np.float32)
+    first = _KEYS - tokens
+    q = _random(tokens, _GROUP, _SHAPE.head_dim, seed=2)
+    rows = tokens * _GROUP
+    highest, total = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    out = np.empty((rows, _SHAPE.head_dim), np.float32)
     scale = _SHAPE.head_dim**-0.5
-    call = (_ISA, cache, 0, table, 0, _KEYS, q, scale, highest, total, out)
-    benchmark(ops.attention, *call)
-    expected = oracle.attention(q[None], keys, values, np.array([_KEYS - 1]))[0]
-    assert np.allclose(out / total[:, None], expected, rtol=0, atol=ATTENTION)
-    _record(benchmark, nbytes=cache.nbytes, products=2 * _KEYS * q.size)
+    benchmark(ops.attention, _ISA, cache, 0, table, first, 0, _KEYS, q, scale, highest, total, out)
+    positions = first + np.arange(tokens)
+    expected = oracle.attention(q, keys, values, positions).reshape(out.shape)
+    error = ATTENTION if dtype == "f16" else ATTENTION_INT8
+    assert np.allclose(out / total[:, None], expected, rtol=0, atol=error)
+    _record(benchmark, nbytes=cache.nbytes, products=2 * (first + 1) * q.size)
 
 
 def test_attention_merge(benchmark: Any) -> None:

@@ -62,7 +62,7 @@ _ModelArgument = Annotated[
 ]
 _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
-_KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16 or f32.")]
+_KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16, f32 or int8.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _WeightCache = Annotated[
     bool,

@@ -21,9 +21,8 @@ __all__ = [
     "plan_engine",
 ]
 
-KVDtype: TypeAlias = Literal["f16", "f32"]
+KVDtype: TypeAlias = Literal["f16", "f32", "int8"]
 
-_KV_ITEM_BYTES: dict[KVDtype, int] = {"f16": 2, "f32": 4}
 _MAX_SEQUENCES = 16
 # A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from
 # 64 tokens on: the weights are reused enough by then.
@@ -128,8 +127,8 @@ def plan_engine(
     *,
     context_length: int | None,
     trained_length: int,
-    kv_values_per_token: int,
     block_tokens: int,
+    block_bytes: int,
     kv_dtype: KVDtype,
     free_bytes: int,
 ) -> EngineConfig:
@@ -138,15 +137,14 @@ def plan_engine(
     Args:
         context_length: tokens per sequence; None means the trained length, or what fits.
         trained_length: positions the model was trained for.
-        kv_values_per_token: key and value numbers per token over all layers.
         block_tokens: tokens per page.
+        block_bytes: keys and values of so many tokens, over all layers.
         kv_dtype: how keys and values are stored.
         free_bytes: memory that may still be used.
 
     Raises:
         OutOfMemoryError: a sequence of that length does not fit.
     """
-    block_bytes = kv_values_per_token * _KV_ITEM_BYTES[kv_dtype] * block_tokens
     affordable_blocks = int(free_bytes * _POOL_SHARE_OF_FREE_MEMORY) // block_bytes
     wanted = trained_length if context_length is None else context_length
     blocks_per_sequence = -(-wanted // block_tokens)

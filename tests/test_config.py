@@ -8,8 +8,8 @@ import pytest
 from ryzanstein import OutOfMemoryError, ValidationError
 from ryzanstein.config import EngineConfig, cache_directory, plan_engine
 
-# 1 KiB per token in f16, 32 KiB per page.
-SHAPE: dict[str, Any] = {"kv_values_per_token": 512, "block_tokens": 32, "kv_dtype": "f16"}
+# 1 KiB per token.
+SHAPE: dict[str, Any] = {"block_tokens": 32, "block_bytes": 32 << 10, "kv_dtype": "f16"}
 
 
 def test_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_no_memory_at_all() -> None:
     [
         ({"context_length": 0}, "context_length must be an integer >= 1, got 0"),
         ({"num_blocks": -1}, "num_blocks must be"),
-        ({"kv_dtype": "f8"}, r"kv_dtype must be one of \('f16', 'f32'\), got 'f8'"),
+        ({"kv_dtype": "f8"}, r"kv_dtype must be one of \('f16', 'f32', 'int8'\), got 'f8'"),
         ({"token_budget": 3, "max_sequences": 4}, "would starve"),
     ],
 )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
 
-KV_DTYPES: list[KVDtype] = ["f16", "f32"]
+KV_DTYPES: list[KVDtype] = ["f16", "f32", "int8"]
 # Several pages, the last one partial.
 TOKENS = random_tokens(1, 150)
 

@@ -11,11 +11,16 @@ dependent operations whose sums run over up to a few hundred terms.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ryzanstein.config import KVDtype
 
 __all__ = [
     "ATTENTION",
+    "ATTENTION_INT8",
+    "CACHE_LOGITS",
     "EXP",
-    "F16_CACHE_LOGITS",
     "FLOAT64",
     "GOLDEN_HIDDEN",
     "GOLDEN_LOGITS",
@@ -38,8 +43,9 @@ ORACLE = 3e-6
 # Relative; transformers computes them in float32.
 ROPE_FREQUENCIES = 2e-6
 # A float16 cache rounds keys and values to 5e-4 of themselves: some hundredths of a quantiser step,
-# so that a few in a hundred activations flip.
-F16_CACHE_LOGITS = 5e-2
+# so that a few in a hundred activations flip. An int8 cache rounds them to 4e-3 of the largest in
+# their row: some tenths of a step.
+CACHE_LOGITS: dict[KVDtype, float] = {"f16": 5e-2, "int8": 7e-2}
 # Relative; two ways of writing one float64 formula.
 FLOAT64 = 1e-13
 
@@ -68,6 +74,9 @@ EXP = 2e-7
 # Relative to the largest value: scores of random unit-variance keys and queries stay below 10 and
 # err by some 1e-6 (a sum over D terms), weights by as much of themselves, and their sums likewise.
 ATTENTION = 4e-6
+# Likewise, with an int8 cache: queries are in steps of 1/32767 of their largest element, of which a
+# score takes a random walk of half steps; the weights in such steps of the largest.
+ATTENTION_INT8 = 3e-5
 # Quantiser steps from x.5 within which float32 and the oracle may round to different integers:
 # two roundings of a number up to 127.
 TIE = 2e-5

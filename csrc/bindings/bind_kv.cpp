@@ -9,10 +9,11 @@ namespace py = pybind11;
 namespace ryz {
 namespace {
 
-DType kv_dtype(const std::string& name) {
-  if (name == "f16") return DType::kF16;
-  if (name == "f32") return DType::kF32;
-  throw ValidationError("[paged_cache] dtype '" + name + "' is not one of: f16, f32");
+KvDtype kv_dtype(const std::string& name) {
+  if (name == "f16") return KvDtype::kF16;
+  if (name == "f32") return KvDtype::kF32;
+  if (name == "int8") return KvDtype::kInt8;
+  throw ValidationError("[paged_cache] dtype '" + name + "' is not one of: f16, f32, int8");
 }
 
 py::tuple read(const PagedCache& cache, std::size_t layer, std::size_t block) {
@@ -29,6 +30,12 @@ py::tuple read(const PagedCache& cache, std::size_t layer, std::size_t block) {
 
 void bind_kv(py::module_& m) {
   m.attr("PAGE_TOKENS") = kPageTokens;
+  m.def(
+      "kv_block_bytes",
+      [](std::size_t layers, std::size_t kv_heads, std::size_t head_dim, const std::string& dtype) {
+        return layers * kv_heads * page_bytes(head_dim, kv_dtype(dtype));
+      },
+      py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("dtype"));
   py::class_<PagedCache>(m, "PagedCache")
       .def(py::init([](std::size_t layers, std::size_t kv_heads, std::size_t head_dim,
                        std::size_t blocks, const std::string& dtype) {

@@ -2,6 +2,7 @@
 // odd addresses between guard bytes.
 #include <pybind11/stl.h>
 
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -202,19 +203,20 @@ void kv_write(const std::string& isa, PagedCache& cache, std::size_t block, std:
   }
 }
 
-// Layer 0 and one kv head of the cache; out is [group, padded head dim].
+// Layer 0 and one kv head of the cache.
 void attention(const std::string& isa, const PagedCache& cache, std::size_t kv_head,
-               const Array<std::int32_t>& block_table, std::size_t key_begin, std::size_t key_end,
-               const Floats& q, float scale, Floats max, Floats sum, Floats out) {
-  expect_ndim(q, 2, "q");
-  const std::size_t group = dim(q, 0);
-  expect_size(q, group * cache.head_dim(), "q");
-  expect_size(max, group, "max");
-  expect_size(sum, group, "sum");
-  expect_size(out, group * padded_head_dim(cache.head_dim()), "out");
-  if (key_begin % kPageTokens != 0 || key_begin >= key_end ||
+               const Array<std::int32_t>& block_table, std::size_t position, std::size_t key_begin,
+               std::size_t key_end, const Floats& q, float scale, Floats max, Floats sum,
+               Floats out) {
+  expect_ndim(q, 3, "q");
+  const std::size_t tokens = dim(q, 0), group = dim(q, 1), rows = tokens * group;
+  expect_size(q, rows * cache.head_dim(), "q");
+  expect_size(max, rows, "max");
+  expect_size(sum, rows, "sum");
+  expect_size(out, rows * padded_head_dim(cache.head_dim()), "out");
+  if (key_begin % kPageTokens != 0 || key_begin >= key_end || key_begin > position ||
       key_end > static_cast<std::size_t>(block_table.size()) * kPageTokens) {
-    throw ValidationError("[ops] key range does not fit the block table");
+    throw ValidationError("[ops] key range does not fit the block table or the position");
   }
   for (const std::int32_t block : view(block_table, "block_table")) {
     if (block < 0 || static_cast<std::size_t>(block) >= cache.blocks()) {
@@ -222,21 +224,27 @@ void attention(const std::string& isa, const PagedCache& cache, std::size_t kv_h
     }
   }
   if (kv_head >= cache.kv_heads()) throw ValidationError("[ops] kv_head is outside the cache");
-  table(isa).attention({q.data(), group, cache.head_dim(), scale, cache.page(0, 0, kv_head),
-                        cache.block_bytes(), block_table.data(), cache.dtype(), key_begin, key_end,
-                        max.mutable_data(), sum.mutable_data(), out.mutable_data()});
+  struct alignas(kCacheLine) Line {
+    float floats[kCacheLine / sizeof(float)];
+  };
+  std::vector<Line> scratch(attention_scratch(rows, cache.head_dim()) / std::size(Line{}.floats) +
+                            1);
+  table(isa).attention({q.data(), group * cache.head_dim(), tokens, group, cache.head_dim(), scale,
+                        cache.page(0, 0, kv_head), cache.block_bytes(), block_table.data(),
+                        cache.dtype(), position, key_begin, key_end, max.mutable_data(),
+                        sum.mutable_data(), out.mutable_data(), scratch.front().floats});
 }
 
 void attention_merge(const std::string& isa, std::size_t head_dim, const Floats& part_max,
                      const Floats& part_sum, const Floats& part_out, Floats max, Floats sum,
                      Floats out) {
-  const auto group = static_cast<std::size_t>(max.size());
-  expect_size(part_max, group, "part_max");
-  expect_size(part_sum, group, "part_sum");
-  expect_size(sum, group, "sum");
-  expect_size(part_out, group * padded_head_dim(head_dim), "part_out");
-  expect_size(out, group * padded_head_dim(head_dim), "out");
-  table(isa).attention_merge({group, head_dim, part_max.data(), part_sum.data(), part_out.data(),
+  const auto rows = static_cast<std::size_t>(max.size());
+  expect_size(part_max, rows, "part_max");
+  expect_size(part_sum, rows, "part_sum");
+  expect_size(sum, rows, "sum");
+  expect_size(part_out, rows * padded_head_dim(head_dim), "part_out");
+  expect_size(out, rows * padded_head_dim(head_dim), "out");
+  table(isa).attention_merge({rows, head_dim, part_max.data(), part_sum.data(), part_out.data(),
                               max.mutable_data(), sum.mutable_data(), out.mutable_data()});
 }
 
@@ -323,8 +331,8 @@ void bind_ops(py::module_& m) {
   m.def("kv_write", &kv_write, py::arg("isa"), py::arg("cache"), py::arg("block"),
         py::arg("offset"), array("key"), array("value"));
   m.def("attention", &attention, py::arg("isa"), py::arg("cache"), py::arg("kv_head"),
-        array("block_table"), py::arg("key_begin"), py::arg("key_end"), array("q"),
-        py::arg("scale"), array("max"), array("sum"), array("out"));
+        array("block_table"), py::arg("position"), py::arg("key_begin"), py::arg("key_end"),
+        array("q"), py::arg("scale"), array("max"), array("sum"), array("out"));
   m.def("attention_merge", &attention_merge, py::arg("isa"), py::arg("head_dim"), array("part_max"),
         array("part_sum"), array("part_out"), array("max"), array("sum"), array("out"));
   m.def("attention_finish", &attention_finish, py::arg("isa"), array("sum"), array("rows"),

@@ -160,49 +160,96 @@ struct GateQuantizeArgs {
   QuantizeArgs quantize;
 };
 
+// How keys and values are stored. kInt8: each token's key and each token's value as quantize makes
+// them, 127 steps to the largest magnitude. A token's page neighbours do not matter to its codes,
+// so that neither do chunks.
+enum class KvDtype : std::uint8_t { kF32, kF16, kInt8 };
+
+constexpr std::size_t size_of(KvDtype dtype) {
+  return dtype == KvDtype::kF32 ? 4 : dtype == KvDtype::kF16 ? 2 : 1;
+}
+// Elements along the summed dimension that lie side by side: int8 products are summed in pairs.
+constexpr std::size_t kv_depth(KvDtype dtype) { return dtype == KvDtype::kInt8 ? 2 : 1; }
+
 // One KV page of one layer and kv head: keys transposed, so that a score vector's lanes are keys
 // and a dot product needs no horizontal sum; values row by row, padded to whole vectors.
-//   keys [head_dim, kPageTokens], values [kPageTokens, padded_head_dim(head_dim)]
+//   keys   [ceil(head_dim / depth), kPageTokens, depth]
+//   values [kPageTokens / depth, padded_head_dim(head_dim), depth]
+//   int8:  key scales float [kPageTokens], value scales float [kPageTokens]
 inline constexpr std::size_t kPageTokens = 32;
 constexpr std::size_t padded_head_dim(std::size_t head_dim) { return (head_dim + 15) / 16 * 16; }
-constexpr std::size_t page_elements(std::size_t head_dim) {
-  return kPageTokens * (head_dim + padded_head_dim(head_dim));
+constexpr std::size_t page_key_elements(std::size_t head_dim, KvDtype dtype) {
+  return (head_dim + kv_depth(dtype) - 1) / kv_depth(dtype) * kv_depth(dtype) * kPageTokens;
+}
+constexpr std::size_t page_elements(std::size_t head_dim, KvDtype dtype) {
+  return page_key_elements(head_dim, dtype) + kPageTokens * padded_head_dim(head_dim);
+}
+constexpr std::size_t page_bytes(std::size_t head_dim, KvDtype dtype) {
+  const std::size_t scales = dtype == KvDtype::kInt8 ? 2 * kPageTokens * sizeof(float) : 0;
+  return page_elements(head_dim, dtype) * size_of(dtype) + scales;
 }
 
-// Stores one token's key and value (float) at `offset` in a page of `dtype` (f32 or f16).
+// Stores one token's key and value (float) at `offset` in a page.
 struct KvWriteArgs {
   const float* key;
   const float* value;
   std::size_t head_dim;
   void* page;
   std::size_t offset;
-  DType dtype;
+  KvDtype dtype;
 };
 
-// Softmax attention of the `group` query heads that share a kv head, for one token over keys
-// [key_begin, key_end) of one sequence, page by page in order:
-//   max[h] = max_j s_j, sum[h] = sum_j exp(s_j - max), out[h] = sum_j exp(s_j - max) * v_j
-// with s_j = scale * q[h].k_j. key_begin is a multiple of kPageTokens and < key_end.
+// A long context is attended in parts of at most this many keys: each is a softmax of its own,
+// and attention_merge folds them in ascending order. The parts are a function of position alone, so
+// threads may share them without changing a bit.
+inline constexpr std::size_t kSplitKeys = 256;
+
+// Softmax attention of the query heads that share a kv head, for `tokens` consecutive tokens of
+// one sequence. Token t sees the keys [key_begin, min(key_end, position + t + 1)):
+//   max[t, h] = max_j s_j, sum[t, h] = sum_j exp(s_j - max), out[t, h] = sum_j exp(s_j - max) * v_j
+// with s_j = scale * q[t, h].k_j. key_begin is a multiple of kPageTokens, at most `position` and
+// below key_end. From key_begin on, every kSplitKeys keys are folded as attention_merge does.
+//
+// int8: queries are rounded to 16 bits, 32767 steps to the row's largest magnitude (fewer beyond a
+// head_dim of 500, see query_limit), and so are the factors of the values, exp(s_j - max) times
+// the value's scale, of each split. Products are summed as integers, over a page for values.
 struct AttentionArgs {
-  const float* q;  // [group, head_dim]
+  const float* q;  // [group, head_dim] per token, tokens q_stride apart
+  std::size_t q_stride;
+  std::size_t tokens;
   std::size_t group;
   std::size_t head_dim;
   float scale;
   const void* pages;        // block 0 of this layer and kv head
   std::size_t block_bytes;  // from one block to the next
   const std::int32_t* block_table;
-  DType dtype;
+  KvDtype dtype;
+  std::size_t position;  // of token 0
   std::size_t key_begin;
   std::size_t key_end;
-  float* max;  // [group]
-  float* sum;  // [group]
-  float* out;  // [group, padded_head_dim]
+  float* max;      // [tokens, group]
+  float* sum;      // [tokens, group]
+  float* out;      // [tokens, group, padded_head_dim]
+  float* scratch;  // attention_scratch(tokens * group, head_dim), 64-byte aligned
 };
 
-// Folds a further part of the keys into (max, sum, out) of `group` heads, as if both had been one
-// softmax. Callers fold parts in ascending key order, whichever thread made them.
+// Steps to the largest magnitude of an int8 format's query: what keeps a score's sum in int32.
+constexpr std::size_t query_limit(std::size_t head_dim) {
+  const std::size_t most = INT32_MAX / (128 * head_dim);
+  return most < INT16_MAX ? most : INT16_MAX;
+}
+
+// Floats: half a page expanded; per row the query, a part's output, scores, 16-bit weights, and
+// four scalars.
+constexpr std::size_t attention_scratch(std::size_t rows, std::size_t head_dim) {
+  const std::size_t padded = padded_head_dim(head_dim);
+  return kPageTokens * padded + rows * (2 * padded + kSplitKeys + kSplitKeys / 2 + 4);
+}
+
+// Folds a further part of the keys into (max, sum, out) of `rows` query heads, as if both had been
+// one softmax. Callers fold parts in ascending key order, whichever thread made them.
 struct AttentionMergeArgs {
-  std::size_t group;
+  std::size_t rows;
   std::size_t head_dim;
   const float* part_max;
   const float* part_sum;

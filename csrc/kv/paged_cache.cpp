@@ -3,12 +3,13 @@
 #include <cstring>
 #include <string>
 
+#include "base/dtype.h"
 #include "base/error.h"
 
 namespace ryz {
 
 PagedCache::PagedCache(std::size_t layers, std::size_t kv_heads, std::size_t head_dim,
-                       std::size_t blocks, DType dtype)
+                       std::size_t blocks, KvDtype dtype)
     : kv_heads_(kv_heads), head_dim_(head_dim), blocks_(blocks), dtype_(dtype) {
   // Slots are int32: block * kPageTokens + offset.
   constexpr std::size_t kMaxBlocks = INT32_MAX / kPageTokens;
@@ -24,7 +25,6 @@ PagedCache::PagedCache(std::size_t layers, std::size_t kv_heads, std::size_t hea
     throw OutOfMemoryError("[paged_cache] " + std::to_string(blocks) + " blocks of " +
                            std::to_string(block_bytes()) + " bytes exceed the address space");
   }
-  if (dtype == DType::kBF16) throw ValidationError("[paged_cache] dtype must be f16 or f32");
   slabs_.reserve(layers);
   for (std::size_t i = 0; i < layers; ++i) slabs_.emplace_back(blocks * block_bytes(), "KV pages");
 }
@@ -49,16 +49,38 @@ void PagedCache::read(std::size_t layer, std::size_t block, float* keys, float* 
   check_block("read", block);
   if (layer >= layers()) throw ValidationError("[read] layer is out of range");
   const std::size_t padded = padded_head_dim(head_dim_);
+  const std::size_t depth = kv_depth(dtype_);
+  const std::size_t first_value = page_key_elements(head_dim_, dtype_);
   for (std::size_t g = 0; g < kv_heads_; ++g) {
     const std::byte* source = page(layer, block, g);
     for (std::size_t t = 0; t < kPageTokens; ++t) {
       for (std::size_t d = 0; d < head_dim_; ++d) {
+        const std::size_t key = (d / depth * kPageTokens + t) * depth + d % depth;
+        const std::size_t value = first_value + (t / depth * padded + d) * depth + t % depth;
         const std::size_t out = (t * kv_heads_ + g) * head_dim_ + d;
-        keys[out] = element_to_f32(source, dtype_, d * kPageTokens + t);
-        values[out] = element_to_f32(source, dtype_, head_dim_ * kPageTokens + t * padded + d);
+        keys[out] = element(source, key) * scale(source, t);
+        values[out] = element(source, value) * scale(source, kPageTokens + t);
       }
     }
   }
+}
+
+float PagedCache::element(const std::byte* page, std::size_t i) const {
+  switch (dtype_) {
+    case KvDtype::kF32:
+      return element_to_f32(page, DType::kF32, i);
+    case KvDtype::kF16:
+      return element_to_f32(page, DType::kF16, i);
+    case KvDtype::kInt8:
+      return static_cast<float>(std::to_integer<std::int8_t>(page[i]));
+  }
+  return 0.0f;  // not reached
+}
+
+// What an element is multiplied by: of token t's key, or of its value at kPageTokens + t.
+float PagedCache::scale(const std::byte* page, std::size_t i) const {
+  if (dtype_ != KvDtype::kInt8) return 1.0f;
+  return element_to_f32(page + page_elements(head_dim_, dtype_), DType::kF32, i);
 }
 
 }  // namespace ryz

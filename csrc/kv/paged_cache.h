@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "base/aligned.h"
-#include "base/dtype.h"
 #include "kernels/ops.h"
 
 namespace ryz {
@@ -17,17 +16,17 @@ class PagedCache {
   // One slab per layer, reserved whole and committed by the OS page by page on first write.
   // Throws ValidationError, OutOfMemoryError.
   PagedCache(std::size_t layers, std::size_t kv_heads, std::size_t head_dim, std::size_t blocks,
-             DType dtype);
+             KvDtype dtype);
 
   std::size_t layers() const { return slabs_.size(); }
   std::size_t kv_heads() const { return kv_heads_; }
   std::size_t head_dim() const { return head_dim_; }
   std::size_t blocks() const { return blocks_; }
-  DType dtype() const { return dtype_; }
+  KvDtype dtype() const { return dtype_; }
   std::size_t bytes() const { return layers() * blocks_ * block_bytes(); }
 
   // A block holds one page per kv head, head after head.
-  std::size_t page_bytes() const { return page_elements(head_dim_) * size_of(dtype_); }
+  std::size_t page_bytes() const { return ryz::page_bytes(head_dim_, dtype_); }
   std::size_t block_bytes() const { return kv_heads_ * page_bytes(); }
   std::byte* page(std::size_t layer, std::size_t block, std::size_t kv_head) const {
     return slabs_[layer].as<std::byte>() + block * block_bytes() + kv_head * page_bytes();
@@ -41,9 +40,11 @@ class PagedCache {
 
  private:
   void check_block(const char* op, std::size_t block) const;
+  float element(const std::byte* page, std::size_t i) const;
+  float scale(const std::byte* page, std::size_t i) const;
 
   std::size_t kv_heads_, head_dim_, blocks_;
-  DType dtype_;
+  KvDtype dtype_;
   std::vector<Buffer> slabs_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "model/attention_worker.h"
 #include "model/step_worker.h"
 #include "model/validate.h"
 
@@ -81,12 +82,6 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.q.reserve(rows * round_up(widest, kRowPadding));
   ws.act_scale.reserve(rows);
   ws.act_sum.reserve(rows);
-  ws.token_sequence.reserve(tokens);
-  for (std::size_t s = 0; s < batch.sequences(); ++s) {
-    for (auto t = batch.seq_starts[s]; t < batch.seq_starts[s + 1]; ++t) {
-      ws.token_sequence.data()[t] = static_cast<std::int32_t>(s);
-    }
-  }
   head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
   ws.selected_stride = round_up(c.intermediate_size, kRowPadding) + kSelectSlack;
   ws.selected.reserve(threads * ws.selected_stride);
@@ -95,13 +90,7 @@ void Decoder::reserve(const StepBatch& batch) {
       std::max(ternary_scratch_bytes(widest), selected_columns_scratch_bytes(c.hidden_size)),
       kCacheLine);
   ws.panels.reserve(threads * ws.panels_stride);
-
-  const auto deepest = *std::max_element(batch.positions.begin(), batch.positions.end());
-  const std::size_t splits = static_cast<std::size_t>(deepest) / kSplitKeys + 1;
-  const std::size_t pairs = tokens * c.num_kv_heads;
-  ws.shared_splits = splits > 1 && pairs < 8 * threads ? splits : 0;
-  const std::size_t parts = ws.shared_splits == 0 ? 2 * threads : pairs * splits;
-  ws.partials.reserve(parts * c.group() * (padded_head_dim(c.head_dim) + 2));
+  AttentionWorker::prepare(c, batch, threads, ws);
 }
 
 void Decoder::step(const StepBatch& batch, PagedCache& cache, float* logits, float* hidden_states) {

@@ -1,6 +1,5 @@
 #include "model/step_worker.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -25,6 +24,7 @@ StepWorker::StepWorker(const Step& step, ThreadPool::Context& ctx)
       config_(step.config),
       kernels_(step.kernels),
       ws_(step.workspace),
+      attention_(step, ctx),
       tokens_(step.batch.tokens()),
       me_(static_cast<std::size_t>(ctx.index())),
       threads_(static_cast<std::size_t>(ctx.threads())),
@@ -145,108 +145,9 @@ void StepWorker::attention_block(std::size_t index) {
   const LayerWeights& layer = s_.layers[index];
   float* x = ws_.x.data();
   project(x, layer.input_norm, layer.attn_in, Output::kAssign, ws_.qkv.data(), config_.qkv_size());
-  const std::size_t heads = config_.num_kv_heads;
-  const auto [first, last] = ctx_.share(tokens_ * heads);
-  for (std::size_t i = first; i < last; ++i) rotate_and_store(index, i / heads, i % heads);
-  ctx_.barrier();
-  attend(index);
+  attention_.run(index);
   project(ws_.attention.data(), layer.attn_sub_norm, {&layer.o_proj, 1}, Output::kAdd, x,
           config_.hidden_size);
-}
-
-// Rotates the query heads of a kv head and its key, and stores key and value.
-void StepWorker::rotate_and_store(std::size_t layer, std::size_t t, std::size_t kv_head) {
-  const DecoderConfig& c = config_;
-  const float* cos = ws_.cos.data() + t * (c.head_dim / 2);
-  const float* sin = ws_.sin.data() + t * (c.head_dim / 2);
-  float* q = ws_.qkv.data() + t * c.qkv_size();
-  float* k = q + c.q_size() + kv_head * c.head_dim;
-  kernels_.rope({q + kv_head * c.group() * c.head_dim, cos, sin, c.group(), c.head_dim});
-  kernels_.rope({k, cos, sin, 1, c.head_dim});
-  const auto slot = static_cast<std::size_t>(s_.batch.slots[t]);
-  kernels_.kv_write({k, k + c.kv_size(), c.head_dim,
-                     s_.cache.page(layer, slot / kPageTokens, kv_head), slot % kPageTokens,
-                     s_.cache.dtype()});
-}
-
-StepWorker::Part StepWorker::part(std::size_t index) const {
-  const std::size_t out_size = config_.group() * padded_head_dim(config_.head_dim);
-  float* base = ws_.partials.data() + index * (out_size + 2 * config_.group());
-  return {base, base + out_size, base + out_size + config_.group()};
-}
-
-std::size_t StepWorker::splits(std::size_t t) const {
-  return static_cast<std::size_t>(s_.batch.positions[t]) / kSplitKeys + 1;
-}
-
-void StepWorker::attend_split(std::size_t layer, std::size_t t, std::size_t g, std::size_t split,
-                              const Part& into) {
-  const DecoderConfig& c = config_;
-  const std::size_t keys = static_cast<std::size_t>(s_.batch.positions[t]) + 1;
-  const auto sequence = static_cast<std::size_t>(ws_.token_sequence.data()[t]);
-  kernels_.attention({ws_.qkv.data() + t * c.qkv_size() + g * c.group() * c.head_dim, c.group(),
-                      c.head_dim, 1.0f / std::sqrt(static_cast<float>(c.head_dim)),
-                      s_.cache.page(layer, 0, g), s_.cache.block_bytes(),
-                      s_.batch.block_tables.data() + sequence * s_.batch.max_blocks,
-                      s_.cache.dtype(), split * kSplitKeys,
-                      std::min((split + 1) * kSplitKeys, keys), into.max, into.sum, into.out});
-}
-
-void StepWorker::merge(const Part& from, const Part& into) {
-  kernels_.attention_merge({config_.group(), config_.head_dim, from.max, from.sum, from.out,
-                            into.max, into.sum, into.out});
-}
-
-void StepWorker::finish_head(std::size_t t, std::size_t g, const Part& whole) {
-  const std::size_t width = config_.group() * config_.head_dim;
-  kernels_.attention_finish({config_.group(), config_.head_dim, whole.sum, whole.out,
-                             ws_.attention.data() + t * config_.q_size() + g * width});
-}
-
-// The folds are the same either way.
-void StepWorker::attend(std::size_t layer) {
-  ws_.shared_splits == 0 ? attend_whole(layer) : attend_shared_splits(layer);
-  ctx_.barrier();
-}
-
-// Each thread does whole (kv head, token) pairs, head by head, so that it finds its pages in cache;
-// pairs are dealt out in turn, because later tokens have more keys.
-void StepWorker::attend_whole(std::size_t layer) {
-  const Part whole = part(2 * me_);
-  const Part next = part(2 * me_ + 1);
-  for (std::size_t pair = me_; pair < config_.num_kv_heads * tokens_; pair += threads_) {
-    const std::size_t g = pair / tokens_;
-    const std::size_t t = pair % tokens_;
-    attend_split(layer, t, g, 0, whole);
-    for (std::size_t split = 1; split < splits(t); ++split) {
-      attend_split(layer, t, g, split, next);
-      merge(next, whole);
-    }
-    finish_head(t, g, whole);
-  }
-}
-
-// Few pairs with long contexts: threads share the splits of each, and fold them after a barrier.
-void StepWorker::attend_shared_splits(std::size_t layer) {
-  const std::size_t heads = config_.num_kv_heads;
-  const std::size_t stride = ws_.shared_splits;
-  std::size_t turn = 0;
-  for (std::size_t t = 0; t < tokens_; ++t) {
-    for (std::size_t g = 0; g < heads; ++g) {
-      for (std::size_t split = 0; split < splits(t); ++split, ++turn) {
-        if (turn % threads_ != me_) continue;
-        attend_split(layer, t, g, split, part((t * heads + g) * stride + split));
-      }
-    }
-  }
-  ctx_.barrier();
-  for (std::size_t pair = me_; pair < tokens_ * heads; pair += threads_) {
-    const Part whole = part(pair * stride);
-    for (std::size_t split = 1; split < splits(pair / heads); ++split) {
-      merge(part(pair * stride + split), whole);
-    }
-    finish_head(pair / heads, pair % heads, whole);
-  }
 }
 
 void StepWorker::feed_forward_block(std::size_t index) {

@@ -8,13 +8,10 @@
 #include <vector>
 
 #include "cpu/thread_pool.h"
+#include "model/attention_worker.h"
 #include "model/step.h"
 
 namespace ryz {
-
-// A long context is attended in parts of this many keys, folded in order: the parts are a function
-// of position alone, so threads may share them without changing a bit.
-inline constexpr std::size_t kSplitKeys = 256;
 
 class StepWorker {
  public:
@@ -24,12 +21,6 @@ class StepWorker {
 
  private:
   enum class Output { kAssign, kAdd };
-  // Part of the softmax of one token and kv head: out rows, then max, then sum.
-  struct Part {
-    float* out;
-    float* max;
-    float* sum;
-  };
 
   void begin();
   void attention_block(std::size_t layer);
@@ -50,22 +41,13 @@ class StepWorker {
   void multiply(const Linear& linear, Output output, float* out, std::size_t out_stride);
   void multiply_panels(const TernaryMatrix& matrix, std::size_t first, std::size_t last,
                        Output output, float* out, std::size_t out_stride);
-  void rotate_and_store(std::size_t layer, std::size_t t, std::size_t kv_head);
-  void attend(std::size_t layer);
-  void attend_whole(std::size_t layer);
-  void attend_shared_splits(std::size_t layer);
-  void attend_split(std::size_t layer, std::size_t t, std::size_t g, std::size_t split,
-                    const Part& into);
-  void merge(const Part& from, const Part& into);
-  void finish_head(std::size_t t, std::size_t g, const Part& whole);
-  Part part(std::size_t index) const;
-  std::size_t splits(std::size_t t) const;
 
   const Step& s_;
   ThreadPool::Context& ctx_;
   const DecoderConfig& config_;
   const KernelTable& kernels_;
   Workspace& ws_;
+  AttentionWorker attention_;
   const std::size_t tokens_;
   const std::size_t me_;
   const std::size_t threads_;

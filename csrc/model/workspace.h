@@ -1,6 +1,7 @@
 // Scratch memory of a step, sized for the largest batch seen and reused.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -31,6 +32,13 @@ class Scratch {
   Buffer buffer_;
 };
 
+// Consecutive tokens of one sequence, which attend together.
+struct AttentionTile {
+  std::size_t sequence;
+  std::size_t first;  // in the batch
+  std::size_t tokens;
+};
+
 struct Workspace {
   Scratch<float> x{"hidden states"};     // [T, hidden]
   Scratch<float> normed{"normed rows"};  // [T, widest input]
@@ -44,16 +52,20 @@ struct Workspace {
   Scratch<std::int8_t> q{"quantised rows"};  // [T, widest input, padded]
   Scratch<float> act_scale{"activation scales"};
   Scratch<std::int32_t> act_sum{"activation sums"};
-  Scratch<std::int32_t> token_sequence{"token index"};  // [T]: which sequence
+  std::vector<AttentionTile> tiles;
   Scratch<float> partials{"attention parts"};
+  Scratch<float> attention_scratch{"attention scores"};  // per thread
+  std::size_t attention_stride = 0;
   Scratch<std::int32_t> selected{"selected channels"};  // per thread
   std::size_t selected_stride = 0;
   std::vector<ChannelCounts> channel_counts;      // [layers, threads]: gates by thread
   Scratch<std::uint8_t> panels{"weight panels"};  // per thread
   std::size_t panels_stride = 0;
   std::size_t widest = 0;  // in-features of any linear
-  // Key splits per (token, kv head) in `partials`, or 0 when each thread folds its own.
+  // Key splits per (tile, kv head) in `partials`, or 0 when each thread folds its own.
   std::size_t shared_splits = 0;
+  std::size_t part_rows = 0;               // rows of a part, as the largest tile needs them
+  std::atomic<std::size_t> next_unit = 0;  // of the attention of a layer
 };
 
 }  // namespace ryz

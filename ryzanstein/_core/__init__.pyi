@@ -217,7 +217,7 @@ class PagedCache:
         num_kv_heads: int,
         head_dim: int,
         num_blocks: int,
-        dtype: Literal["f16", "f32"],
+        dtype: Literal["f16", "f32", "int8"],
     ) -> None: ...
     @property
     def num_blocks(self) -> int: ...
@@ -230,6 +230,11 @@ class PagedCache:
 
     def read(self, layer: int, block: int) -> tuple[F32Array, F32Array]:
         """Return keys and values as float32 [P, G, D] (for tests and state files)."""
+
+def kv_block_bytes(
+    num_layers: int, num_kv_heads: int, head_dim: int, dtype: Literal["f16", "f32", "int8"]
+) -> int:
+    """Return what one block of a PagedCache takes over all layers."""
 
 class Decoder:
     """The transformer: `step` turns a batch of tokens into logits."""

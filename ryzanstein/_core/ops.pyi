@@ -106,6 +106,7 @@ def attention(
     cache: PagedCache,
     kv_head: int,
     block_table: I32Array,
+    position: int,
     key_begin: int,
     key_end: int,
     q: F32Array,
@@ -114,7 +115,11 @@ def attention(
     sum: F32Array,
     out: F32Array,
 ) -> None:
-    """Attend from q [group, D] to keys of layer 0: max and sum [group], out [group, padded D]."""
+    """Attend from q [tokens, group, D] to keys of layer 0.
+
+    Token t stands at `position` + t and sees keys [key_begin, min(key_end, position + t + 1)).
+    Writes max and sum [tokens, group] and out [tokens, group, padded D].
+    """
 
 def attention_merge(
     isa: str,

@@ -58,7 +58,7 @@ _Threads = Annotated[
 _Repetitions = Annotated[
     int, typer.Option("--repetitions", "-r", help="Runs of each test, behind one warm-up.")
 ]
-_KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16 or f32.")]
+_KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16, f32 or int8.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _WeightCache = Annotated[
     bool,

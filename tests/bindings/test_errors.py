@@ -115,7 +115,7 @@ def test_caches_of_impossible_sizes(name: str, value: int) -> None:
 
 
 def test_caches_of_other_types() -> None:
-    with pytest.raises(ValidationError, match="dtype 'f64' is not one of: f16, f32"):
+    with pytest.raises(ValidationError, match="dtype 'f64' is not one of: f16, f32, int8"):
         native.cache(dtype="f64")
 
 

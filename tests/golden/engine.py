@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ryzanstein._core import F32Array
+    from ryzanstein.config import KVDtype
     from ryzanstein.models import LoadedModel
 
 __all__ = ["Sequence"]
@@ -20,9 +21,7 @@ __all__ = ["Sequence"]
 class Sequence:
     """A token sequence with a cache of its own, in blocks that run backwards through it."""
 
-    def __init__(
-        self, model: LoadedModel, capacity: int, dtype: Literal["f16", "f32"] = "f32"
-    ) -> None:
+    def __init__(self, model: LoadedModel, capacity: int, dtype: KVDtype = "f32") -> None:
         config = model.config
         blocks = -(-capacity // PAGE_TOKENS)
         self._model = model

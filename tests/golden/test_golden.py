@@ -17,6 +17,8 @@ from ryzanstein.models import LoadedModel, load_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ryzanstein.config import KVDtype
+
 
 @pytest.fixture(params=SPECS, ids=lambda spec: spec.name)
 def golden(request: pytest.FixtureRequest) -> Golden:
@@ -56,6 +58,7 @@ def test_greedy_generation(model: LoadedModel, golden: Golden) -> None:
     assert tokens == golden.generated.tolist()
 
 
-def test_half_precision_cache_stays_close(model: LoadedModel, golden: Golden) -> None:
-    _, logits = Sequence(model, len(golden.prompt), "f16").extend(golden.prompt)
-    assert relative_error(logits, golden.logits) < tolerances.F16_CACHE_LOGITS
+@pytest.mark.parametrize("dtype", tolerances.CACHE_LOGITS)
+def test_a_rounded_cache_stays_close(dtype: KVDtype, model: LoadedModel, golden: Golden) -> None:
+    _, logits = Sequence(model, len(golden.prompt), dtype).extend(golden.prompt)
+    assert relative_error(logits, golden.logits) < tolerances.CACHE_LOGITS[dtype]

@@ -12,7 +12,11 @@ namespace {
 using Vec = __m256;
 using VecI = __m256i;
 constexpr std::size_t kLanes = 8;
-constexpr std::size_t kHeadTile = 2;   // query heads whose scores are kept in registers at once
+// Tiles of attention, in rows (a query head of a token) by vectors of sums.
+constexpr std::size_t kScoreRows = 4;
+constexpr std::size_t kScoreVecs = 2;
+constexpr std::size_t kValueRows = 4;
+constexpr std::size_t kValueVecs = 2;
 constexpr std::size_t kDenseRows = 2;  // tile of the dense linear
 constexpr std::size_t kDenseTokens = 2;
 
@@ -89,6 +93,30 @@ inline std::int32_t reduce_max_i(VecI v) {
 }
 inline VecI clamp_i8(VecI v) {
   return _mm256_min_epi32(_mm256_max_epi32(v, _mm256_set1_epi32(-128)), _mm256_set1_epi32(127));
+}
+inline Vec to_float(VecI v) { return _mm256_cvtepi32_ps(v); }
+inline void store_i16(std::int16_t* p, VecI v) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
+}
+// Lanes as pairs of int16.
+inline VecI load_pairs(const std::int16_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline VecI load_pairs(const std::int8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void store_pairs(std::int16_t* p, VecI v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
+inline VecI broadcast_pair(const std::int16_t* p) {
+  int pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return _mm256_set1_epi32(pair);
+}
+// sum + a.first * b.first + a.second * b.second.
+inline VecI dot_pairs(VecI a, VecI b, VecI sum) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
 inline void store_i8(std::int8_t* p, VecI v) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));

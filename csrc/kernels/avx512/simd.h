@@ -12,7 +12,11 @@ namespace {
 using Vec = __m512;
 using VecI = __m512i;
 constexpr std::size_t kLanes = 16;
-constexpr std::size_t kHeadTile = 4;   // query heads whose scores are kept in registers at once
+// Tiles of attention, in rows (a query head of a token) by vectors of sums.
+constexpr std::size_t kScoreRows = 8;
+constexpr std::size_t kScoreVecs = 2;
+constexpr std::size_t kValueRows = 4;
+constexpr std::size_t kValueVecs = 4;
 constexpr std::size_t kDenseRows = 4;  // tile of the dense linear
 constexpr std::size_t kDenseTokens = 3;
 
@@ -72,6 +76,30 @@ inline std::int32_t reduce_add_i(VecI v) { return _mm512_reduce_add_epi32(v); }
 inline std::int32_t reduce_max_i(VecI v) { return _mm512_reduce_max_epi32(v); }
 inline VecI clamp_i8(VecI v) {
   return _mm512_min_epi32(_mm512_max_epi32(v, _mm512_set1_epi32(-128)), _mm512_set1_epi32(127));
+}
+inline Vec to_float(VecI v) { return _mm512_cvtepi32_ps(v); }
+inline void store_i16(std::int16_t* p, VecI v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(v));
+}
+// Lanes as pairs of int16.
+inline VecI load_pairs(const std::int16_t* p) { return _mm512_loadu_si512(p); }
+inline VecI load_pairs(const std::int8_t* p) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_pairs(std::int16_t* p, VecI v) { _mm512_storeu_si512(p, v); }
+inline VecI broadcast_pair(const std::int16_t* p) {
+  int pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return _mm512_set1_epi32(pair);
+}
+// sum + a.first * b.first + a.second * b.second. Assembly for the reason given in dot4.h.
+inline VecI dot_pairs(VecI a, VecI b, VecI sum) {
+#if defined(__GNUC__)
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+#else
+  return _mm512_dpwssd_epi32(sum, a, b);
+#endif
 }
 inline void store_i8(std::int8_t* p, VecI v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));

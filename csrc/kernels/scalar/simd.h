@@ -15,7 +15,11 @@ namespace {
 using Vec = float;
 using VecI = std::int32_t;
 constexpr std::size_t kLanes = 1;
-constexpr std::size_t kHeadTile = 1;   // query heads whose scores are kept in registers at once
+// Tiles of attention, in rows (a query head of a token) by vectors of sums.
+constexpr std::size_t kScoreRows = 1;
+constexpr std::size_t kScoreVecs = 1;
+constexpr std::size_t kValueRows = 1;
+constexpr std::size_t kValueVecs = 1;
 constexpr std::size_t kDenseRows = 1;  // tile of the dense linear
 constexpr std::size_t kDenseTokens = 1;
 
@@ -61,6 +65,31 @@ inline VecI add_i(VecI a, VecI b) { return a + b; }
 inline VecI max_i(VecI a, VecI b) { return a > b ? a : b; }
 inline std::int32_t reduce_add_i(VecI v) { return v; }
 inline std::int32_t reduce_max_i(VecI v) { return v; }
+inline Vec to_float(VecI v) { return static_cast<float>(v); }
+inline void store_i16(std::int16_t* p, VecI v) {
+  *p = static_cast<std::int16_t>(v < -32768 ? -32768 : v > 32767 ? 32767 : v);
+}
+// A lane as a pair of int16.
+inline VecI load_pairs(const std::int16_t* p) {
+  VecI pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return pair;
+}
+inline VecI load_pairs(const std::int8_t* p) {
+  const std::int16_t pair[2] = {p[0], p[1]};
+  return load_pairs(pair);
+}
+inline void store_pairs(std::int16_t* p, VecI v) { std::memcpy(p, &v, sizeof v); }
+inline VecI broadcast_pair(const std::int16_t* p) { return load_pairs(p); }
+// sum + a.first * b.first + a.second * b.second.
+inline VecI dot_pairs(VecI a, VecI b, VecI sum) {
+  std::int16_t x[2], y[2];
+  store_pairs(x, a);
+  store_pairs(y, b);
+  // Wraps, as the instructions do: a NaN makes products of any size.
+  const auto product = static_cast<std::uint32_t>(x[0] * y[0] + x[1] * y[1]);
+  return static_cast<VecI>(static_cast<std::uint32_t>(sum) + product);
+}
 inline void store_i8(std::int8_t* p, VecI v) { *p = static_cast<std::int8_t>(v); }
 inline VecI clamp_i8(VecI v) { return v < -128 ? -128 : v > 127 ? 127 : v; }
 // 2^n for integral n in [-126, 127]; something for NaN.

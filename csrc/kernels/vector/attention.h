@@ -1,157 +1,22 @@
-// Causal attention over paged keys and values by online softmax, one page at a time.
+// Causal attention over paged keys and values, a split of kSplitKeys keys at a time: the scores of
+// all rows (a row is one query head of one token), their softmax, then the values.
 //
-// Pages are visited in order of position and each is folded in whole, so the arithmetic for a token
-// is a function of its keys alone. The query heads of a kv head go together (kHeadTile at a time):
-// they share every load and conversion of the page, which is most of the work at group 4.
+// Arithmetic of a row is a function of its query, its keys and their positions alone: sums run over
+// the head dimension for scores and over keys in order for values, each in its own lane, whatever
+// the tile. Rows share the work on a page: few take its elements as they are stored, converting
+// them for every tile; for more, the page is first widened to what the multiply takes.
 #pragma once
 
 #include <cmath>
 
-#include "kernels/ops.h"
-#include "kernels/vector/formats.h"
-#include "kernels/vector/math.h"
+#include "kernels/vector/kv_formats.h"
 
 namespace ryz::RYZ_TIER {
 namespace {
 
-constexpr std::size_t kScoreVecs = kPageTokens / kLanes;
-constexpr std::size_t kValueVecs = 4;  // accumulators per head in the value product
-
-template <typename Format, std::size_t kHeads>
-inline void page_scores(const float* q, std::size_t head_dim, float scale,
-                        const typename Format::Element* keys, const typename Format::Element* next,
-                        Vec (&scores)[kHeads][kScoreVecs]) {
-  constexpr std::size_t kRowBytes = kPageTokens * sizeof(*keys);
-  for (std::size_t h = 0; h < kHeads; ++h) {
-    for (std::size_t v = 0; v < kScoreVecs; ++v) scores[h][v] = zero();
-  }
-  for (std::size_t d = 0; d < head_dim; ++d) {
-    prefetch_ahead<kRowBytes>(next, d * kRowBytes);
-    for (std::size_t v = 0; v < kScoreVecs; ++v) {
-      const Vec key = Format::load(keys + d * kPageTokens + v * kLanes);
-      for (std::size_t h = 0; h < kHeads; ++h) {
-        scores[h][v] = fma(broadcast(q[h * head_dim + d]), key, scores[h][v]);
-      }
-    }
-  }
-  for (std::size_t h = 0; h < kHeads; ++h) {
-    for (std::size_t v = 0; v < kScoreVecs; ++v) {
-      scores[h][v] = mul(scores[h][v], broadcast(scale));
-    }
-  }
-}
-
-// Turns scores of `count` keys into weights[32] = exp(s - max), updates max and sum, and returns
-// the factor by which what was summed before must shrink.
-inline float fold_scores(const Vec (&scores)[kScoreVecs], std::size_t count, float* max_score,
-                         float* sum, float* weights) {
-  const Vec lowest = broadcast(-INFINITY);
-  Vec top = lowest;
-  for (std::size_t v = 0; v < kScoreVecs; ++v) {
-    const std::size_t n = count > v * kLanes ? count - v * kLanes : 0;
-    top = max(top, select_first(scores[v], n, lowest));
-  }
-  const float page_max = reduce_max(top);
-  const float new_max = page_max > *max_score ? page_max : *max_score;
-  const float shrink = exp_one(*max_score - new_max);
-  Vec total = zero();
-  for (std::size_t v = 0; v < kScoreVecs; ++v) {
-    const std::size_t n = count > v * kLanes ? count - v * kLanes : 0;
-    const Vec weight = select_first(exp(sub(scores[v], broadcast(new_max))), n, zero());
-    store(weights + v * kLanes, weight);
-    total = add(total, weight);
-  }
-  *max_score = new_max;
-  *sum = *sum * shrink + reduce_add(total);
-  return shrink;
-}
-
-// out[h] = out[h] * shrink[h] + sum over count keys of weights[h][j] * values[j], for kVecs
-// vectors of the head dimension.
-template <typename Format, std::size_t kHeads, std::size_t kVecs>
-inline void page_values(const float (&weights)[kHeads][kPageTokens], std::size_t count,
-                        const float* shrink, const typename Format::Element* values,
-                        const typename Format::Element* next, std::size_t stride, float* out) {
-  Vec sums[kHeads][kVecs];
-  for (std::size_t h = 0; h < kHeads; ++h) {
-    for (std::size_t v = 0; v < kVecs; ++v) {
-      sums[h][v] = mul(load(out + h * stride + v * kLanes), broadcast(shrink[h]));
-    }
-  }
-  for (std::size_t j = 0; j < count; ++j) {
-    prefetch_ahead<kVecs * kLanes * sizeof(*next)>(next + j * stride, 0);
-    for (std::size_t v = 0; v < kVecs; ++v) {
-      const Vec value = Format::load(values + j * stride + v * kLanes);
-      for (std::size_t h = 0; h < kHeads; ++h) {
-        sums[h][v] = fma(broadcast(weights[h][j]), value, sums[h][v]);
-      }
-    }
-  }
-  for (std::size_t h = 0; h < kHeads; ++h) {
-    for (std::size_t v = 0; v < kVecs; ++v) store(out + h * stride + v * kLanes, sums[h][v]);
-  }
-}
-
-// The page that holds key `position`.
-template <typename Element>
-inline const Element* page_at(const AttentionArgs& a, std::size_t position) {
-  const auto block = static_cast<std::size_t>(a.block_table[position / kPageTokens]);
-  return reinterpret_cast<const Element*>(static_cast<const char*>(a.pages) +
-                                          block * a.block_bytes);
-}
-
-template <typename Format, std::size_t kHeads>
-inline void attend_heads(const AttentionArgs& a, std::size_t head) {
-  using Element = typename Format::Element;
-  const std::size_t padded = padded_head_dim(a.head_dim);
-  float* out = a.out + head * padded;
-  for (std::size_t h = 0; h < kHeads; ++h) {
-    a.max[head + h] = -INFINITY;
-    a.sum[head + h] = 0.0f;
-  }
-  for (std::size_t i = 0; i < kHeads * padded; ++i) out[i] = 0.0f;
-
-  for (std::size_t begin = a.key_begin; begin < a.key_end; begin += kPageTokens) {
-    const Element* page = page_at<Element>(a, begin);
-    const std::size_t left = a.key_end - begin;
-    const std::size_t count = left < kPageTokens ? left : kPageTokens;
-    // Pages lie apart, so the hardware cannot foresee them: values are asked for while keys are
-    // read, and the next page's keys while values are.
-    const Element* values = page + a.head_dim * kPageTokens;
-    const Element* next = left > kPageTokens ? page_at<Element>(a, begin + kPageTokens) : page;
-
-    Vec scores[kHeads][kScoreVecs];
-    page_scores<Format, kHeads>(a.q + head * a.head_dim, a.head_dim, a.scale, page, values, scores);
-    float weights[kHeads][kPageTokens];
-    float shrink[kHeads];
-    for (std::size_t h = 0; h < kHeads; ++h) {
-      shrink[h] = fold_scores(scores[h], count, &a.max[head + h], &a.sum[head + h], weights[h]);
-    }
-    std::size_t d = 0;
-    for (; d + kValueVecs * kLanes <= padded; d += kValueVecs * kLanes) {
-      page_values<Format, kHeads, kValueVecs>(weights, count, shrink, values + d, next + d, padded,
-                                              out + d);
-    }
-    for (; d < padded; d += kLanes) {
-      page_values<Format, kHeads, 1>(weights, count, shrink, values + d, next + d, padded, out + d);
-    }
-  }
-}
-
-template <typename Format>
-inline void attend(const AttentionArgs& a) {
-  std::size_t head = 0;
-  for (; head + kHeadTile <= a.group; head += kHeadTile) attend_heads<Format, kHeadTile>(a, head);
-  for (; head < a.group; ++head) attend_heads<Format, 1>(a, head);
-}
-
-inline void attention(const AttentionArgs& a) noexcept {
-  a.dtype == DType::kF32 ? attend<F32>(a) : attend<F16>(a);
-}
-
 inline void attention_merge(const AttentionMergeArgs& a) noexcept {
   const std::size_t padded = padded_head_dim(a.head_dim);
-  for (std::size_t h = 0; h < a.group; ++h) {
+  for (std::size_t h = 0; h < a.rows; ++h) {
     const float new_max = a.part_max[h] > a.max[h] ? a.part_max[h] : a.max[h];
     const float shrink = exp_one(a.max[h] - new_max);
     const float part_shrink = exp_one(a.part_max[h] - new_max);
@@ -166,6 +31,310 @@ inline void attention_merge(const AttentionMergeArgs& a) noexcept {
   }
 }
 
+// Scores of kRows queries, `stride` apart, with the keys of kScoreVecs vectors: one sum per lane
+// over the head dimension. While a page is read as stored, `next` is asked for, a line for each
+// line.
+template <typename F, std::size_t kRows, bool kAsStored>
+inline void score_tile(const typename F::Operand* queries, std::size_t stride, std::size_t steps,
+                       const typename F::Element* keys, const typename F::Element* next,
+                       typename F::Sum (&sums)[kRows][kScoreVecs]) {
+  constexpr std::size_t kStep = kPageTokens * F::kDepth;
+#pragma GCC unroll 8
+  for (std::size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < kScoreVecs; ++v) sums[r][v] = F::empty();
+  }
+  for (std::size_t i = 0; i < steps; ++i) {
+    if constexpr (kAsStored) prefetch_ahead<kStep * sizeof(*next)>(next + i * kStep, 0);
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < kScoreVecs; ++v) {
+      const auto key = F::load(keys + i * kStep + v * kLanes * F::kDepth);
+#pragma GCC unroll 8
+      for (std::size_t r = 0; r < kRows; ++r) {
+        const auto query = F::spread(queries + r * stride + i * F::kDepth);
+        sums[r][v] = F::multiply_add(query, key, sums[r][v]);
+      }
+    }
+  }
+}
+
+// out[r] += factor[r] * sum over keys of weights[r][j] * values[j], for kVecs vectors of the head
+// dimension; `row` is from one key (or pair of keys) to the next.
+template <typename F, std::size_t kRows, std::size_t kVecs, bool kAsStored>
+inline void value_tile(const typename F::Operand* weights, std::size_t steps,
+                       const typename F::Element* values, const typename F::Element* next,
+                       std::size_t row, const float* factors, float* out, std::size_t out_stride) {
+  typename F::Sum sums[kRows][kVecs];
+#pragma GCC unroll 8
+  for (std::size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < kVecs; ++v) {
+      sums[r][v] = F::resume(out + r * out_stride + v * kLanes);
+    }
+  }
+  for (std::size_t i = 0; i < steps; ++i) {
+    constexpr std::size_t kBytes = kVecs * kLanes * F::kDepth * sizeof(*next);
+    if constexpr (kAsStored) prefetch_ahead<kBytes>(next + i * row, 0);
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < kVecs; ++v) {
+      const auto value = F::load(values + i * row + v * kLanes * F::kDepth);
+#pragma GCC unroll 8
+      for (std::size_t r = 0; r < kRows; ++r) {
+        const auto weight = F::spread(weights + r * kSplitKeys + i * F::kDepth);
+        sums[r][v] = F::multiply_add(weight, value, sums[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < kVecs; ++v) {
+      F::save(sums[r][v], factors[r], out + r * out_stride + v * kLanes);
+    }
+  }
+}
+
+// The largest of n scores.
+inline float highest(const float* scores, std::size_t n) {
+  Vec top = broadcast(-INFINITY);
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) top = max(top, load(scores + i));
+  if (i < n) top = max(top, select_first(load(scores + i), n - i, top));
+  return reduce_max(top);
+}
+
+// One call of the op, for a format of kv_formats.h.
+template <typename F>
+class Attention {
+ public:
+  explicit Attention(const AttentionArgs& a)
+      : a_(a),
+        rows_(a.tokens * a.group),
+        padded_(padded_head_dim(a.head_dim)),
+        steps_((a.head_dim + F::kDepth - 1) / F::kDepth),
+        key_elements_(steps_ * F::kDepth * kPageTokens),
+        widens_(rows_ > kScoreRows && sizeof(Element) < sizeof(Operand)) {
+    const std::size_t limit = a.position + a.tokens;
+    key_end_ = a.key_end < limit ? a.key_end : limit;
+    wide_ = a.scratch;
+    queries_ = wide_ + kPageTokens * padded_;
+    part_out_ = queries_ + rows_ * padded_;
+    scores_ = part_out_ + rows_ * padded_;
+    held_weights_ = scores_ + rows_ * kSplitKeys;
+    query_factors_ = held_weights_ + rows_ * kSplitKeys / 2;
+    value_factors_ = query_factors_ + rows_;
+    part_max_ = value_factors_ + rows_;
+    part_sum_ = part_max_ + rows_;
+  }
+
+  void run() {
+    for (std::size_t r = 0; r < rows_; ++r) {
+      const float* q = a_.q + r / a_.group * a_.q_stride + r % a_.group * a_.head_dim;
+      F::hold_query(q, a_.head_dim, a_.scale, query(r), query_factors_ + r);
+    }
+    attend_split(a_.key_begin, a_.max, a_.sum, a_.out);
+    for (std::size_t begin = a_.key_begin + kSplitKeys; begin < key_end_; begin += kSplitKeys) {
+      attend_split(begin, part_max_, part_sum_, part_out_);
+      const std::size_t r = first_token(begin) * a_.group;
+      attention_merge({rows_ - r, a_.head_dim, part_max_ + r, part_sum_ + r,
+                       part_out_ + r * padded_, a_.max + r, a_.sum + r, a_.out + r * padded_});
+    }
+  }
+
+ private:
+  using Element = typename F::Element;
+  using Operand = typename F::Operand;
+  using Wide = typename F::Wide;
+
+  Operand* query(std::size_t row) const {
+    return reinterpret_cast<Operand*>(queries_) + row * padded_;
+  }
+  Operand* weights(std::size_t row) const {
+    float* base = F::kDepth == 1 ? scores_ : held_weights_;
+    return reinterpret_cast<Operand*>(base) + row * kSplitKeys;
+  }
+  // The page that holds key `position`, or the first one past the end.
+  const Element* page(std::size_t position) const {
+    if (position >= key_end_) position = a_.key_begin;
+    const auto block = static_cast<std::size_t>(a_.block_table[position / kPageTokens]);
+    return reinterpret_cast<const Element*>(static_cast<const char*>(a_.pages) +
+                                            block * a_.block_bytes);
+  }
+  const float* scales(const Element* page) const {
+    return reinterpret_cast<const float*>(page + key_elements_ + kPageTokens * padded_);
+  }
+  // The first token that sees key `position`.
+  std::size_t first_token(std::size_t position) const {
+    return position > a_.position ? position - a_.position : 0;
+  }
+  // How many of the keys [begin, end) token t sees.
+  std::size_t seen(std::size_t t, std::size_t begin, std::size_t end) const {
+    const std::size_t own_end = a_.position + t + 1;
+    return (own_end < end ? own_end : end) - begin;
+  }
+  const typename Wide::Element* widen(const Element* from, std::size_t count,
+                                      const Element* next) const {
+    auto* to = reinterpret_cast<typename Wide::Element*>(wide_);
+    constexpr std::size_t kStep = kLanes * F::kDepth;
+    for (std::size_t i = 0; i < count; i += kStep) {
+      prefetch_ahead<kStep * sizeof(Element)>(next + i, 0);
+      Wide::store(to + i, F::load(from + i));
+    }
+    return to;
+  }
+
+  void attend_split(std::size_t begin, float* max_score, float* sum, float* out) const {
+    const std::size_t end = begin + kSplitKeys < key_end_ ? begin + kSplitKeys : key_end_;
+    for (std::size_t at = begin; at < end; at += kPageTokens) {
+      const Element* keys = page(at);
+      const Element* next =
+          at + kPageTokens < end ? page(at + kPageTokens) : page(begin) + key_elements_;
+      const std::size_t row = first_token(at) * a_.group;
+      if (widens_) {
+        const auto* wide = widen(keys, key_elements_, next);
+        score_page<Wide, false>(row, wide, wide, scales(keys), at - begin);
+      } else {
+        score_page<F, true>(row, keys, next, scales(keys), at - begin);
+      }
+    }
+    const std::size_t first = first_token(begin) * a_.group;
+    // Two loops: a row's exponentials need not wait for its maximum.
+    for (std::size_t r = first; r < rows_; ++r) {
+      max_score[r] = highest(scores_ + r * kSplitKeys, seen(r / a_.group, begin, end));
+    }
+    for (std::size_t r = first; r < rows_; ++r) {
+      sum[r] = weigh(r, begin, seen(r / a_.group, begin, end), max_score[r]);
+    }
+    for (std::size_t i = first * padded_; i < rows_ * padded_; ++i) out[i] = 0.0f;
+    for (std::size_t at = begin; at < end; at += kPageTokens) {
+      const Element* values = page(at) + key_elements_;
+      const Element* next =
+          at + kPageTokens < end ? page(at + kPageTokens) + key_elements_ : page(at + kPageTokens);
+      if (widens_) {
+        const auto* wide = widen(values, kPageTokens * padded_, next);
+        add_page<Wide, false>(wide, wide, begin, at, end, out);
+      } else {
+        add_page<F, true>(values, next, begin, at, end, out);
+      }
+    }
+  }
+
+  // Scores of rows from `row` on with the keys of a page.
+  template <typename Format, bool kAsStored>
+  void score_page(std::size_t row, const typename Format::Element* keys,
+                  const typename Format::Element* next, const float* key_scales,
+                  std::size_t column) const {
+    for (std::size_t j = 0; j < kPageTokens; j += kScoreVecs * kLanes) {
+      for_tiles<kScoreRows>(row, rows_, [&](auto rows, std::size_t r) {
+        typename F::Sum sums[rows.value][kScoreVecs];
+        score_tile<Format, rows.value, kAsStored>(query(r), padded_, steps_, keys + j * F::kDepth,
+                                                  next + j * F::kDepth, sums);
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < rows.value; ++i) {
+#pragma GCC unroll 8
+          for (std::size_t v = 0; v < kScoreVecs; ++v) {
+            const std::size_t lane = j + v * kLanes;
+            store(scores_ + (r + i) * kSplitKeys + column + lane,
+                  F::score(sums[i][v], key_scales + lane, query_factors_[r + i]));
+          }
+        }
+      });
+    }
+  }
+
+  // Turns n scores of a row into weights exp(s - max), with zeros up to the end of the last page,
+  // and returns their sum.
+  float weigh(std::size_t row, std::size_t begin, std::size_t n, float max_score) const {
+    const Vec shift = broadcast(max_score);
+    Vec total = zero();
+    VecI top = zero_i();
+    std::size_t i = 0;
+    for (; i + kPageTokens <= n; i += kPageTokens) {
+      weigh_page<true>(row, begin, i, kPageTokens, shift, total, top);
+    }
+    if (i < n) weigh_page<false>(row, begin, i, n - i, shift, total, top);
+    if constexpr (F::kDepth == 2) hold_weights(row, n, float_of_bits(reduce_max_i(top)));
+    return reduce_add(total);
+  }
+
+  // The part of `weigh` in a page, of which `count` keys are seen. For int8, weights are stored
+  // times their values' scales, the largest of which goes to `top` as abs_max takes it.
+  template <bool kWhole>
+  void weigh_page(std::size_t row, std::size_t begin, std::size_t i, std::size_t count, Vec shift,
+                  Vec& total, VecI& top) const {
+    float* scores = scores_ + row * kSplitKeys + i;
+    for (std::size_t j = 0; j < kPageTokens; j += kLanes) {
+      const std::size_t left = count > j ? count - j : 0;
+      Vec weight = exp(sub(load(scores + j), shift));
+      if constexpr (!kWhole) weight = select_first(weight, left, zero());
+      total = add(total, weight);
+      if constexpr (F::kDepth == 2) {
+        weight = mul(weight, load(scales(page(begin + i)) + kPageTokens + j));
+        if constexpr (!kWhole) weight = select_first(weight, left, zero());
+        top = max_i(top, abs_bits(weight));
+      }
+      store(scores + j, weight);
+    }
+  }
+
+  // Rounds the n weights of a row to 16 bits.
+  void hold_weights(std::size_t row, std::size_t n, float largest) const {
+    const float* exact = scores_ + row * kSplitKeys;
+    const Vec inverse = broadcast(INT16_MAX / largest);
+    for (std::size_t i = 0; i < n || i % kPageTokens != 0; i += kLanes) {
+      store_i16(weights(row) + i, to_int(mul(load(exact + i), inverse)));
+    }
+    value_factors_[row] = largest / INT16_MAX;
+  }
+
+  // Adds the values of a page to the output of every token that sees it. A tile is of one token:
+  // what a later token alone may see cannot be added with a weight of zero, it might be NaN.
+  template <typename Format, bool kAsStored>
+  void add_page(const typename Format::Element* values, const typename Format::Element* next,
+                std::size_t begin, std::size_t at, std::size_t end, float* out) const {
+    const std::size_t page_end = at + kPageTokens < end ? at + kPageTokens : end;
+    for (std::size_t t = first_token(at); t < a_.tokens; ++t) {
+      const std::size_t steps = (seen(t, at, page_end) + F::kDepth - 1) / F::kDepth;
+      for_tiles<kValueRows>(t * a_.group, (t + 1) * a_.group, [&](auto rows, std::size_t r) {
+        for_tiles<kValueVecs>(0, padded_ / kLanes, [&](auto vecs, std::size_t v) {
+          const std::size_t d = v * kLanes;
+          value_tile<Format, rows.value, vecs.value, kAsStored>(
+              weights(r) + (at - begin), steps, values + d * F::kDepth, next + d * F::kDepth,
+              padded_ * F::kDepth, value_factors_ + r, out + r * padded_ + d, padded_);
+        });
+      });
+    }
+  }
+
+  const AttentionArgs& a_;
+  const std::size_t rows_;
+  const std::size_t padded_;
+  const std::size_t steps_;  // of a score's sum
+  const std::size_t key_elements_;
+  const bool widens_;
+  std::size_t key_end_;
+  float* wide_;
+  float* queries_;
+  float* part_out_;
+  float* scores_;
+  float* held_weights_;
+  float* query_factors_;
+  float* value_factors_;
+  float* part_max_;
+  float* part_sum_;
+};
+
+inline void attention(const AttentionArgs& a) noexcept {
+  switch (a.dtype) {
+    case KvDtype::kF32:
+      return Attention<KvF32>(a).run();
+    case KvDtype::kF16:
+      return Attention<KvF16>(a).run();
+    case KvDtype::kInt8:
+      return Attention<KvI8>(a).run();
+  }
+}
+
 inline void attention_finish(const AttentionFinishArgs& a) noexcept {
   const std::size_t padded = padded_head_dim(a.head_dim);
   for (std::size_t h = 0; h < a.group; ++h) {
@@ -174,27 +343,6 @@ inline void attention_finish(const AttentionFinishArgs& a) noexcept {
       store_first(a.out + h * a.head_dim + d, mul(load(a.in + h * padded + d), inverse), n);
     });
   }
-}
-
-template <typename Format>
-inline void write_page(const KvWriteArgs& a) {
-  using Element = typename Format::Element;
-  auto* keys = static_cast<Element*>(a.page);
-  const std::size_t padded = padded_head_dim(a.head_dim);
-  Element* value = keys + a.head_dim * kPageTokens + a.offset * padded;
-  for (std::size_t d = 0; d < padded; d += kLanes) {
-    const std::size_t n = d < a.head_dim ? a.head_dim - d : 0;
-    Element column[kLanes];
-    Format::store(column, load_first(a.key + d, n));
-    for (std::size_t i = 0; i < kLanes && i < n; ++i) {
-      keys[(d + i) * kPageTokens + a.offset] = column[i];
-    }
-    Format::store(value + d, load_first(a.value + d, n));
-  }
-}
-
-inline void kv_write(const KvWriteArgs& a) noexcept {
-  a.dtype == DType::kF32 ? write_page<F32>(a) : write_page<F16>(a);
 }
 
 }  // namespace

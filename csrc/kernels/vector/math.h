@@ -1,5 +1,8 @@
-// exp for softmax and SiLU. The same formula in every tier; tiers differ only where fma does.
+// exp for softmax and SiLU, and the largest magnitude of a row. The same formulas in every tier;
+// tiers differ only where fma does.
 #pragma once
+
+#include <cstring>
 
 namespace ryz::RYZ_TIER {
 namespace {
@@ -22,6 +25,27 @@ inline Vec exp(Vec x) {
   p = fma(p, r, broadcast(1.0f));
   p = fma(p, r, broadcast(1.0f));
   return mul(p, exp2_int(n));
+}
+
+inline float float_of_bits(std::int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// A row of floats as a function: the first n of those from i on, zeros after them.
+struct FloatRow {
+  const float* x;
+  Vec operator()(std::size_t i, std::size_t n) const { return load_first(x + i, n); }
+};
+
+// The largest |x[i]|. Bits of non-negative floats order as integers, with NaN above infinity: no
+// NaN gets lost.
+template <typename Values>
+inline float abs_max(const Values& values, std::size_t n) {
+  VecI top = zero_i();
+  for (std::size_t i = 0; i < n; i += kLanes) top = max_i(top, abs_bits(values(i, n - i)));
+  return float_of_bits(reduce_max_i(top));
 }
 
 inline float exp_one(float x) { return reduce_max(exp(broadcast(x))); }

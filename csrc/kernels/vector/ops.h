@@ -3,4 +3,5 @@
 
 #include "kernels/vector/attention.h"
 #include "kernels/vector/dense_linear.h"
+#include "kernels/vector/kv_write.h"
 #include "kernels/vector/rows.h"

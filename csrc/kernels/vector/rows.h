@@ -1,8 +1,6 @@
 // Ops on single rows: rms_norm, quantize, rope, gate, gate_quantize, embed.
 #pragma once
 
-#include <cstring>
-
 #include "kernels/ops.h"
 #include "kernels/vector/formats.h"
 #include "kernels/vector/math.h"
@@ -30,7 +28,7 @@ inline float sum_of_squares(std::size_t k, Value value) {
 }
 
 inline float sum_of_squares(const float* x, std::size_t k) {
-  return sum_of_squares(k, [x](std::size_t i, std::size_t n) { return load_first(x + i, n); });
+  return sum_of_squares(k, FloatRow{x});
 }
 
 inline Vec inverse_rms(float squares, std::size_t count, float eps) {
@@ -46,28 +44,17 @@ inline void rms_norm(const RmsNormArgs& a) noexcept {
   });
 }
 
-// Quantises value(i, n), which is computed twice: cheaper than to store and load it.
-template <typename Value>
-inline void quantize_values(const QuantizeArgs& a, Value value) {
-  // Bits of non-negative floats order as integers, with NaN above infinity: no NaN gets lost.
-  VecI top = zero_i();
-  for_lanes(a.k, [&](std::size_t i, std::size_t n) { top = max_i(top, abs_bits(value(i, n))); });
-  const std::int32_t top_bits = reduce_max_i(top);
-  float absmax;
-  std::memcpy(&absmax, &top_bits, sizeof absmax);
-  absmax = absmax < 1e-5f ? 1e-5f : absmax;
-
-  const Vec scale = broadcast(127.0f / absmax);
+// Each value is asked for twice: cheaper than to store and load it.
+template <typename Values>
+inline void quantize_values(const QuantizeArgs& a, const Values& values) {
+  const Int8Row row(values, a.k);
   VecI sum = zero_i();
   for (std::size_t i = 0; i < a.k_padded; i += kLanes) {
-    const std::size_t n = i < a.k ? a.k - i : 0;
-    // Padding stays zero even where the scale is NaN.
-    const Vec scaled = select_first(mul(value(i, n), scale), n, zero());
-    const VecI q = clamp_i8(to_int(scaled));
+    const VecI q = row.codes(i);
     sum = add_i(sum, q);
     store_i8(a.q + i, q);
   }
-  *a.scale = absmax / 127.0f;
+  *a.scale = row.scale();
   *a.sum = reduce_add_i(sum);
 }
 
@@ -79,9 +66,7 @@ inline void quantize_normed(const QuantizeArgs& a, float squares) {
   });
 }
 
-inline void quantize_plain(const QuantizeArgs& a) {
-  quantize_values(a, [&](std::size_t i, std::size_t n) { return load_first(a.x + i, n); });
-}
+inline void quantize_plain(const QuantizeArgs& a) { quantize_values(a, FloatRow{a.x}); }
 
 inline void quantize(const QuantizeArgs& a) noexcept {
   a.gain == nullptr ? quantize_plain(a) : quantize_normed(a, sum_of_squares(a.x, a.k));

@@ -60,6 +60,7 @@ _ModelArgument = Annotated[
 _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16 or f32.")]
+_LmHead = Annotated[str, typer.Option(help="Logits: exact, int7, int5 or dense.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")
@@ -110,6 +111,7 @@ def generate(
     threads: _Threads = None,
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
+    lm_head: _LmHead = "exact",
     isa: _Isa = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="End with a line of figures on stderr.")
@@ -138,7 +140,7 @@ def generate(
         "seed": seed,
     }
     text = _read_prompt(prompt)
-    with _load(model, threads, context_length, kv_dtype, isa) as llm:
+    with _load(model, threads, context_length, kv_dtype, lm_head, isa) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         if as_json:
             completion = llm.generate(text, params)
@@ -163,6 +165,7 @@ def chat(
     threads: _Threads = None,
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
+    lm_head: _LmHead = "exact",
     isa: _Isa = None,
 ) -> None:
     """Talk to a model that has a chat template.
@@ -183,7 +186,7 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    with _load(model, threads, context_length, kv_dtype, isa) as llm:
+    with _load(model, threads, context_length, kv_dtype, lm_head, isa) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         ChatLoop(llm, params, system).run()
 
@@ -253,9 +256,14 @@ def _load(
     threads: int | None,
     context_length: int | None,
     kv_dtype: str,
+    lm_head: str,
     isa: str | None,
 ) -> LLM:
-    options: dict[str, Any] = {"context_length": context_length, "kv_dtype": kv_dtype}
+    options: dict[str, Any] = {
+        "context_length": context_length,
+        "kv_dtype": kv_dtype,
+        "lm_head": lm_head,
+    }
     return LLM(model, threads=threads, isa=isa, **options)
 
 

@@ -11,14 +11,17 @@ from ryzanstein.errors import OutOfMemoryError, ValidationError
 
 __all__ = [
     "EngineConfig",
+    "HeadKind",
     "KVDtype",
     "check_integer",
     "check_kv_dtype",
+    "check_lm_head",
     "check_real",
     "plan_engine",
 ]
 
 KVDtype: TypeAlias = Literal["f16", "f32"]
+HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
 
 _KV_ITEM_BYTES: dict[KVDtype, int] = {"f16": 2, "f32": 4}
 _MAX_SEQUENCES = 16
@@ -75,6 +78,16 @@ def check_kv_dtype(value: object) -> None:
     """
     if value not in get_args(KVDtype):
         raise ValidationError(f"kv_dtype must be one of {get_args(KVDtype)}, got {value!r}")
+
+
+def check_lm_head(value: object) -> None:
+    """Raise unless `value` names a kind of LM head.
+
+    Raises:
+        ValidationError: it does not.
+    """
+    if value not in get_args(HeadKind):
+        raise ValidationError(f"lm_head must be one of {get_args(HeadKind)}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ std::size_t size_of(const Linear& linear) {
 }  // namespace
 
 Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-                 std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head,
+                 std::vector<float> final_norm, DenseMatrix lm_head, HeadKind head_kind,
                  int threads, Isa isa, std::size_t small_step)
     : config_(std::move(config)),
       layers_(std::move(layers)),
@@ -26,7 +26,7 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
       kernels_(kernel_table(isa)),
       small_step_(small_step),
       pool_(threads),
-      head_(lm_head, kernels_) {
+      head_(lm_head, head_kind, kernels_) {
   validate_model(config_, layers_, embedding_, final_norm_, lm_head);
   const auto add = [this](const Linear& linear) {
     multiplications_per_token_ += size_of(linear);
@@ -38,7 +38,7 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
     add(layer.o_proj);
     add(layer.down_proj);
   }
-  if (screened_head) head_.build_screen(pool_);
+  head_.build(pool_);
 }
 
 void Decoder::reserve(const StepBatch& batch) {

@@ -24,7 +24,7 @@ class Decoder {
   // Steps of fewer than `small_step` multiplications run on one thread. Throws ValidationError when
   // shapes contradict the configuration.
   Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-          std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head, int threads,
+          std::vector<float> final_norm, DenseMatrix lm_head, HeadKind head_kind, int threads,
           Isa isa, std::size_t small_step);
 
   const DecoderConfig& config() const { return config_; }

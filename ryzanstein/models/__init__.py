@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from ryzanstein.config import HeadKind
     from ryzanstein.models.family import Family
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "read_config",
 ]
 
-# From 32 MB of bf16 on, reading half the bytes of a head is worth the screen's own memory.
+# From 32 MB of bf16 on, reading a third of the bytes of a head is worth the codes' own memory.
 _SCREENED_HEAD_ELEMENTS = 1 << 24
 
 _FAMILIES = {family.architecture: family for family in (BITNET, LLAMA)}
@@ -72,7 +73,12 @@ def inspect_tensors(directory: Path) -> list[TensorInfo]:
 
 
 def load_model(
-    directory: Path, *, threads: int, isa: str | None, progress: bool = False
+    directory: Path,
+    *,
+    threads: int,
+    isa: str | None,
+    lm_head: HeadKind = "exact",
+    progress: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint directory.
 
@@ -80,6 +86,7 @@ def load_model(
         directory: a directory in the Hugging Face layout.
         threads: threads to pack with and to step with.
         isa: instruction-set tier, or None for the best this machine has.
+        lm_head: how logits are computed; an exact head too small to gain by it is dense.
         progress: show a progress bar on standard error, if it is a terminal.
 
     Raises:
@@ -98,23 +105,24 @@ def load_model(
     total = sum(checkpoint.info(name).nbytes for name in checkpoint)
     with _progress(f"Loading {directory.name}", total, shown=progress) as advance:
         reader = WeightReader(checkpoint, config, family, ternary_format, advance)
-        embedding, lm_head = reader.embedding(), reader.lm_head()
+        embedding, head = reader.embedding(), reader.lm_head()
         with ThreadPoolExecutor(threads) as pool:
             layers = list(pool.map(reader.layer, range(config.num_layers)))
         final_norm = reader.final_norm()
-    screened_head = config.vocab_size * config.hidden_size >= _SCREENED_HEAD_ELEMENTS
+    if lm_head == "exact" and config.vocab_size * config.hidden_size < _SCREENED_HEAD_ELEMENTS:
+        lm_head = "dense"
     decoder = Decoder(
         _decoder_config(config),
         layers,
         embedding,
         final_norm,
-        lm_head,
-        screened_head=screened_head,
+        head,
+        head_kind=lm_head,
         threads=threads,
         isa=isa,
     )
-    if screened_head:
-        reader.release_dense()  # read whole for the checks and the screen, from now on by rows
+    if lm_head != "dense":
+        reader.release_dense()  # read whole for the checks and the codes, from now on by rows
     return LoadedModel(decoder, config)
 
 

@@ -102,7 +102,8 @@ void ScreenMatrix::store(Row row, std::size_t r) {
   const std::size_t group = r % kPanelRows / kGroupRows;
   const std::size_t lane = 4 * (r % kGroupRows);
   std::uint8_t* block = codes_.as<std::uint8_t>() + r / kPanelRows * blocks_ * kScreenBlockBytes;
-  for (std::size_t k = 0, columns = columns_; k < columns; k += kScreenColumns, block += kScreenBlockBytes) {
+  for (std::size_t k = 0, columns = columns_; k < columns;
+       k += kScreenColumns, block += kScreenBlockBytes) {
     for (std::size_t j = 0; j < kPlaneColumns; ++j) {
       const std::size_t other = k + kPlaneColumns + j;
       block[group * kGroupBytes + lane + j] =

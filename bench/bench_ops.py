@@ -94,6 +94,41 @@ def test_dense_linear(benchmark: Any, kind: str) -> None:
     _record(benchmark, nbytes=weights.nbytes, products=weights.size)
 
 
+# Errors of the codes relative to the spread of the logits: what their bits allow, of Gaussian rows.
+_HIGH_ERROR = 0.055
+_BOTH_ERROR = 0.022
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 8])
+def test_screen_linear(benchmark: Any, tokens: int) -> None:
+    weights = _random(_HEAD_ROWS, _SHAPE.hidden)
+    coded = ops.ScreenMatrix(weights)
+    x = _random(tokens, _SHAPE.hidden, seed=1)
+    out = np.empty((tokens, _HEAD_ROWS), np.float32)
+    benchmark(ops.screen_linear, _ISA, coded, x, out)
+    exact = x.astype(np.float64) @ weights.T.astype(np.float64)
+    assert np.std(out - exact) < _HIGH_ERROR * np.std(exact)
+    assert np.all(np.abs(out - exact) <= ops.screen_slack(coded, x)[0])
+    _record(benchmark, nbytes=weights.size * 5 // 8, products=2 * tokens * weights.size)
+
+
+@pytest.mark.parametrize("share", [0.03, 1.0])
+def test_screen_rest(benchmark: Any, share: float) -> None:
+    weights = _random(_HEAD_ROWS, _SHAPE.hidden)
+    coded = ops.ScreenMatrix(weights)
+    x = _random(1, _SHAPE.hidden, seed=1)
+    chosen = np.random.default_rng(2).random(_HEAD_ROWS) < share
+    rows = np.flatnonzero(chosen).astype(np.int32)
+    out = np.zeros((1, _HEAD_ROWS), np.float32)
+    ops.screen_linear(_ISA, coded, x, out)
+    ops.screen_rest(_ISA, coded, x, rows, out[0])
+    exact = x.astype(np.float64) @ weights.T.astype(np.float64)
+    assert np.std((out - exact)[0, rows]) < _BOTH_ERROR * np.std(exact)
+    benchmark(ops.screen_rest, _ISA, coded, x, rows, out[0])  # adds the same again
+    nbytes = len(rows) * _SHAPE.hidden // 4
+    _record(benchmark, nbytes=nbytes, products=2 * len(rows) * _SHAPE.hidden)
+
+
 @pytest.mark.parametrize("size", [_SHAPE.hidden, _SHAPE.ffn])
 def test_rms_norm(benchmark: Any, size: int) -> None:
     x, gain, out = _random(size), _random(size, seed=1), np.empty(size, np.float32)

@@ -63,6 +63,7 @@ _ModelArgument = Annotated[
 _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16, f32 or int8.")]
+_LmHead = Annotated[str, typer.Option(help="Logits: exact, int7, int5 or dense.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _WeightCache = Annotated[
     bool,
@@ -117,6 +118,7 @@ def generate(
     threads: _Threads = None,
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
+    lm_head: _LmHead = "exact",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
     stats: Annotated[
@@ -146,7 +148,7 @@ def generate(
         "seed": seed,
     }
     text = _read_prompt(prompt)
-    with _load(model, threads, context_length, kv_dtype, isa, weight_cache) as llm:
+    with _load(model, threads, context_length, kv_dtype, lm_head, isa, weight_cache) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         if as_json:
             completion = llm.generate(text, params)
@@ -171,6 +173,7 @@ def chat(
     threads: _Threads = None,
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
+    lm_head: _LmHead = "exact",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
 ) -> None:
@@ -192,7 +195,7 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    with _load(model, threads, context_length, kv_dtype, isa, weight_cache) as llm:
+    with _load(model, threads, context_length, kv_dtype, lm_head, isa, weight_cache) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         ChatLoop(llm, params, system).run()
 
@@ -264,10 +267,15 @@ def _load(
     threads: int | None,
     context_length: int | None,
     kv_dtype: str,
+    lm_head: str,
     isa: str | None,
     weight_cache: bool,
 ) -> LLM:
-    options: dict[str, Any] = {"context_length": context_length, "kv_dtype": kv_dtype}
+    options: dict[str, Any] = {
+        "context_length": context_length,
+        "kv_dtype": kv_dtype,
+        "lm_head": lm_head,
+    }
     return LLM(model, threads=threads, isa=isa, weight_cache=weight_cache, **options)
 
 

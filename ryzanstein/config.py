@@ -13,15 +13,18 @@ from ryzanstein.errors import OutOfMemoryError, ValidationError
 
 __all__ = [
     "EngineConfig",
+    "HeadKind",
     "KVDtype",
     "cache_directory",
     "check_integer",
     "check_kv_dtype",
+    "check_lm_head",
     "check_real",
     "plan_engine",
 ]
 
 KVDtype: TypeAlias = Literal["f16", "f32", "int8"]
+HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
 
 _MAX_SEQUENCES = 16
 # A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from
@@ -92,6 +95,16 @@ def check_kv_dtype(value: object) -> None:
     """
     if value not in get_args(KVDtype):
         raise ValidationError(f"kv_dtype must be one of {get_args(KVDtype)}, got {value!r}")
+
+
+def check_lm_head(value: object) -> None:
+    """Raise unless `value` names a kind of LM head.
+
+    Raises:
+        ValidationError: it does not.
+    """
+    if value not in get_args(HeadKind):
+        raise ValidationError(f"lm_head must be one of {get_args(HeadKind)}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ryzanstein import _core
 from ryzanstein.chat_template import ChatTemplate
-from ryzanstein.config import check_integer, check_kv_dtype, plan_engine
+from ryzanstein.config import check_integer, check_kv_dtype, check_lm_head, plan_engine
 from ryzanstein.cpu import check_threads, default_threads, read_host
 from ryzanstein.engine.engine import Engine
 from ryzanstein.engine.request import Request
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ryzanstein._core import F32Array, I32Array
-    from ryzanstein.config import KVDtype
+    from ryzanstein.config import HeadKind, KVDtype
     from ryzanstein.engine.result import Completion, Piece
     from ryzanstein.models import LoadedModel, ModelConfig
 
@@ -69,6 +69,10 @@ class LLM:
             trained for, or what fits in memory if that is less.
         kv_dtype: how keys and values are stored: "f16", "f32", or "int8", which takes half the
             memory of "f16" and changes logits by about a percent.
+        lm_head: how logits are computed. "exact" reads few of the head's weights where sampling
+            looks at few of its logits, for the same tokens as "dense", which always reads all;
+            "int7" and "int5" round the weights to so many bits, an error of 2 and 5 % of the
+            logits' spread.
         isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
         weight_cache: keep the packed weights of large models in RYZANSTEIN_CACHE (by default
             ~/.cache/ryzanstein), up to RYZANSTEIN_CACHE_LIMIT gigabytes (16), and map them next
@@ -93,12 +97,14 @@ class LLM:
         threads: int | None = None,
         context_length: int | None = None,
         kv_dtype: KVDtype = "f16",
+        lm_head: HeadKind = "exact",
         isa: str | None = None,
         weight_cache: bool = True,
     ) -> None:
         self.threads = default_threads() if threads is None else check_threads(threads)
         _core.resolve_isa(isa)
         check_kv_dtype(kv_dtype)
+        check_lm_head(lm_head)
         self.directory = resolve_model(model)
         # Everything that can be wrong cheaply comes before the weights.
         self.config = read_config(self.directory)
@@ -118,6 +124,7 @@ class LLM:
             self.directory,
             threads=self.threads,
             isa=isa,
+            lm_head=lm_head,
             weight_cache=default_weight_cache() if weight_cache else None,
             progress=sys.stderr.isatty(),
         )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as ABCSequence
 
     from ryzanstein._core import F32Array, I32Array
-    from ryzanstein.config import KVDtype
+    from ryzanstein.config import HeadKind, KVDtype
     from ryzanstein.engine.block_manager import BlockTable
 
 __all__ = [
@@ -68,7 +68,12 @@ class TinyModel:
 
 
 def tiny_decoder(
-    seed: int, *, threads: int = 1, isa: str | None = None, nan_token: int | None = None
+    seed: int,
+    *,
+    threads: int = 1,
+    isa: str | None = None,
+    nan_token: int | None = None,
+    head_kind: HeadKind = "exact",
 ) -> TinyModel:
     """Return a random two-layer model, the same for the same seed.
 
@@ -124,7 +129,7 @@ def tiny_decoder(
         embedding,
         gain(_HIDDEN),
         head,
-        screened_head=True,
+        head_kind=head_kind,
         threads=threads,
         isa=isa,
         small_step=0,

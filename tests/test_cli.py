@@ -147,6 +147,7 @@ def test_the_prompt_may_be_piped_in(
         (["generate", "x", "--threads", "0"], 2, "threads must be in 1..1024, got 0"),
         (["generate", "x", "--isa", "mmx"], 2, "mmx"),
         (["generate", "x", "--kv-dtype", "f8"], 2, "kv_dtype must be one of"),
+        (["generate", "x", "--lm-head", "f8"], 2, "lm_head must be one of"),
         (["generate", "x", "-m", "/no/such"], 1, "no model directory /no/such"),
         (["generate", "x", "-m", "a.gguf"], 1, "a.gguf: GGUF files cannot be loaded yet"),
         (["chat"], 2, "has no chat template, so it cannot chat"),

@@ -65,17 +65,29 @@ DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::s
           rope_attention_factor};
 }
 
+constexpr const char* kHeadKinds[] = {"dense", "exact", "int7", "int5"};  // as HeadKind counts
+
+HeadKind parse_head_kind(const std::string& name) {
+  for (std::size_t i = 0; i < std::size(kHeadKinds); ++i) {
+    if (name == kHeadKinds[i]) return static_cast<HeadKind>(i);
+  }
+  throw ValidationError("[decoder] head_kind '" + name +
+                        "' is not one of: dense, exact, int7, int5");
+}
+
 std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config, std::vector<LayerWeights> layers,
                                       const py::array& embedding, const Array<float>& final_norm,
-                                      const std::optional<py::array>& lm_head, bool screened_head,
-                                      const std::optional<ArrayMap>& screen, int threads,
+                                      const std::optional<py::array>& lm_head,
+                                      const std::string& head_kind,
+                                      const std::optional<ArrayMap>& coded_head, int threads,
                                       const std::optional<std::string>& isa,
                                       std::size_t small_step) {
   const DenseMatrix table = dense_view(embedding, "embedding");
   const DenseMatrix head = lm_head ? dense_view(*lm_head, "lm_head") : table;
   return std::make_unique<Decoder>(
-      config, std::move(layers), table, to_vector(final_norm, "final_norm"), head, screened_head,
-      borrow(screen.value_or(ArrayMap{})), threads, resolve_isa(isa.value_or("")), small_step);
+      config, std::move(layers), table, to_vector(final_norm, "final_norm"), head,
+      parse_head_kind(head_kind), borrow(coded_head.value_or(ArrayMap{})), threads,
+      resolve_isa(isa.value_or("")), small_step);
 }
 
 float* hidden_view(const std::optional<Array<float>>& hidden, const Decoder& decoder,
@@ -92,7 +104,8 @@ float* hidden_view(const std::optional<Array<float>>& hidden, const Decoder& dec
 }
 
 std::vector<Screening> screenings(const std::optional<Array<std::int32_t>>& top,
-                                  const std::optional<Array<float>>& margin) {
+                                  const std::optional<Array<float>>& margin,
+                                  const std::vector<Array<std::int32_t>>& known) {
   if (top.has_value() != margin.has_value()) {
     throw ValidationError("[step] screen_top and screen_margin come together");
   }
@@ -102,8 +115,12 @@ std::vector<Screening> screenings(const std::optional<Array<std::int32_t>>& top,
   if (tops.size() != margins.size()) {
     throw ValidationError("[step] screen_top and screen_margin differ in length");
   }
+  if (!known.empty() && known.size() != tops.size()) {
+    throw ValidationError("[step] screen_known and screen_top differ in length");
+  }
   std::vector<Screening> out;
-  for (std::size_t i = 0; i < tops.size(); ++i) out.push_back({tops[i], margins[i]});
+  for (std::size_t i = 0; i < tops.size(); ++i) out.push_back({tops[i], margins[i], {}});
+  for (std::size_t i = 0; i < known.size(); ++i) out[i].known = view(known[i], "screen_known");
   return out;
 }
 
@@ -112,6 +129,7 @@ py::dict head_counters(const Decoder& decoder) {
   py::dict out;
   out["full_rows"] = counters.full_rows;
   out["screened_rows"] = counters.screened_rows;
+  out["survivors"] = counters.survivors;
   out["candidates"] = counters.candidates;
   out["fallback_rows"] = counters.fallback_rows;
   return out;
@@ -135,7 +153,8 @@ py::dict weight_bytes(const Decoder& decoder) {
   py::dict out;
   out["linears"] = decoder.linear_bytes();
   out["head"] = decoder.head().bytes();
-  out["screen"] = decoder.head().screen_bytes();
+  out["screen"] = decoder.head().coded_bytes() - decoder.head().rest_bytes();
+  out["screen_rest"] = decoder.head().rest_bytes();
   return out;
 }
 
@@ -145,9 +164,10 @@ Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
                   const Array<std::int32_t>& logit_rows, PagedCache& cache,
                   const std::optional<Array<float>>& hidden_states,
                   const std::optional<Array<std::int32_t>>& screen_top,
-                  const std::optional<Array<float>>& screen_margin) {
+                  const std::optional<Array<float>>& screen_margin,
+                  const std::vector<Array<std::int32_t>>& screen_known) {
   expect_ndim(block_tables, 2, "block_tables");
-  const std::vector<Screening> screening = screenings(screen_top, screen_margin);
+  const std::vector<Screening> screening = screenings(screen_top, screen_margin, screen_known);
   const StepBatch batch{view(token_ids, "token_ids"),
                         view(positions, "positions"),
                         view(seq_starts, "seq_starts"),
@@ -193,24 +213,28 @@ void bind_model(py::module_& m) {
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&make_decoder), py::arg("config"), py::arg("layers"), py::arg("embedding"),
            py::arg("final_norm").noconvert(), py::arg("lm_head") = py::none(), py::kw_only(),
-           py::arg("screened_head") = false, py::arg("screen").noconvert() = py::none(),
+           py::arg("head_kind") = "dense", py::arg("coded_head").noconvert() = py::none(),
            py::arg("threads") = 1, py::arg("isa") = py::none(),
            py::arg("small_step") = std::size_t{1} << 24, py::keep_alive<1, 4>(),
            py::keep_alive<1, 6>())
       .def_property_readonly("isa", [](const Decoder& d) { return isa_name(d.isa()); })
       .def_property_readonly("threads", &Decoder::threads)
+      .def_property_readonly(
+          "head_kind",
+          [](const Decoder& d) { return kHeadKinds[static_cast<std::size_t>(d.head().kind())]; })
       .def_property_readonly("multiplications_per_token", &Decoder::multiplications_per_token)
       .def("step", &step, py::arg("token_ids").noconvert(), py::arg("positions").noconvert(),
            py::arg("seq_starts").noconvert(), py::arg("slots").noconvert(),
            py::arg("block_tables").noconvert(), py::arg("logit_rows").noconvert(), py::arg("cache"),
            py::arg("hidden_states").noconvert() = py::none(),
            py::arg("screen_top").noconvert() = py::none(),
-           py::arg("screen_margin").noconvert() = py::none())
+           py::arg("screen_margin").noconvert() = py::none(),
+           py::arg("screen_known").noconvert() = py::list())
       .def("head_counters", &head_counters)
       .def("channel_counts", &channel_counts)
-      .def("screen_arrays",
+      .def("coded_head_arrays",
            [](const py::object& self) {
-             return array_views(self.cast<Decoder&>().screen_buffers(), self);
+             return array_views(self.cast<Decoder&>().coded_head_buffers(), self);
            })
       .def("weight_bytes", &weight_bytes);
 }

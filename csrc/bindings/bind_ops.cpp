@@ -272,34 +272,82 @@ void dense_linear(const std::string& isa, const py::array& weights, const Floats
                            dim(x, 0), out.mutable_data(), dense.rows});
 }
 
-// Bounds of x @ weights.T, each [tokens, padded rows], from a screen made of the weights.
-py::tuple screen_linear(const std::string& isa, const py::array& weights, const Floats& x) {
+ScreenMatrix code_head(const py::array& weights) {
   const DenseMatrix dense = dense_view(weights, "weights");
-  expect_ndim(x, 2, "x");
-  expect_size(x, dim(x, 0) * dense.columns, "x");
-  const std::size_t tokens = dim(x, 0);
-  ScreenMatrix screen(dense.rows, dense.columns);
-  std::vector<float> row(dense.columns);
-  screen.fill(dense.data, dense.dtype, 0, dense.rows, row.data());
+  ScreenMatrix coded(dense.rows, dense.columns, ScreenMatrix::Planes::kBoth);
+  std::vector<float> scratch(ScreenMatrix::scratch_bytes(dense.columns) / sizeof(float) + 1);
+  coded.fill(dense.data, dense.dtype, 0, dense.rows,
+             reinterpret_cast<std::uint8_t*>(scratch.data()));
+  return coded;
+}
 
-  const std::size_t stride = screen.steps() * kPlaneColumns;
-  std::vector<std::uint8_t> hi(tokens * stride), lo(tokens * stride);
-  std::vector<float> scale(tokens), norm(tokens), error(tokens);
-  for (std::size_t t = 0; t < tokens; ++t) {
-    const ScreenActivation a = screen_quantize(x.data() + t * dense.columns, dense.columns,
-                                               hi.data() + t * stride, lo.data() + t * stride);
-    scale[t] = a.scale;
-    norm[t] = a.norm;
-    error[t] = a.error;
+// Hidden states in the form that the coded head takes.
+struct CodedRows {
+  CodedRows(const Floats& x, std::size_t columns) : width(screen_width(columns)) {
+    expect_ndim(x, 2, "x");
+    expect_size(x, dim(x, 0) * columns, "x");
+    const std::size_t tokens = dim(x, 0);
+    hi.resize(tokens * width);
+    lo.resize(tokens * width);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      rows.push_back(screen_quantize(x.data() + t * columns, columns, hi.data() + t * width,
+                                     lo.data() + t * width));
+      scale.push_back(rows[t].scale);
+      hi_sum.push_back(rows[t].hi_sum);
+      lo_sum.push_back(rows[t].lo_sum);
+    }
   }
-  const std::size_t width = screen.panels() * kPanelRows;
-  Floats lower({tokens, width});
-  Floats upper({tokens, width});
-  table(isa).screen_linear({screen.packed(), screen.scale(), screen.offset(), screen.weight_error(),
-                            screen.weight_norm(), screen.steps(), 0, screen.panels(), hi.data(),
-                            lo.data(), stride, scale.data(), norm.data(), error.data(), tokens,
-                            lower.mutable_data(), upper.mutable_data(), width});
-  return py::make_tuple(lower, upper);
+  ScreenActivations from(std::size_t t) const {
+    return {hi.data() + t * width, lo.data() + t * width, width,
+            scale.data() + t,      hi_sum.data() + t,     lo_sum.data() + t};
+  }
+  std::size_t width;
+  std::vector<std::int8_t> hi, lo;
+  std::vector<ScreenActivation> rows;
+  std::vector<float> scale;
+  std::vector<std::int32_t> hi_sum, lo_sum;
+};
+
+void screen_linear(const std::string& isa, const ScreenMatrix& coded, const Floats& x, Floats out) {
+  const CodedRows rows(x, coded.columns());
+  expect_size(out, dim(x, 0) * coded.rows(), "out");
+  std::vector<float*> outs;
+  for (std::size_t t = 0; t < dim(x, 0); ++t) {
+    outs.push_back(out.mutable_data() + t * coded.rows());
+  }
+  table(isa).screen_linear({coded.codes(), coded.scale(), coded.rows(), coded.blocks(), 0,
+                            coded.panels(), rows.from(0), dim(x, 0), outs.data()});
+}
+
+void screen_rest(const std::string& isa, const ScreenMatrix& coded, const Floats& x,
+                 const Array<std::int32_t>& listed, Floats out) {
+  const CodedRows rows(x, coded.columns());
+  expect_size(x, coded.columns(), "x");
+  expect_size(out, coded.rows(), "out");
+  for (const std::int32_t row : view(listed, "rows")) {
+    if (row < 0 || static_cast<std::size_t>(row) >= coded.rows()) {
+      throw ValidationError("[ops] rows has one outside the head");
+    }
+  }
+  table(isa).screen_rest({coded.rest(), coded.scale(), coded.rest_bytes() / kRestBytes,
+                          listed.data(), static_cast<std::size_t>(listed.size()), rows.from(0),
+                          out.mutable_data()});
+}
+
+// How far logits of either plane can be from the exact ones, each [tokens, rows].
+py::tuple screen_slack(const ScreenMatrix& coded, const Floats& x) {
+  const CodedRows rows(x, coded.columns());
+  Floats high({rows.rows.size(), coded.rows()});
+  Floats both({rows.rows.size(), coded.rows()});
+  for (std::size_t t = 0; t < rows.rows.size(); ++t) {
+    for (std::size_t n = 0; n < coded.rows(); ++n) {
+      const float x_part = coded.norm()[n] * rows.rows[t].error;
+      const std::size_t i = t * coded.rows() + n;
+      high.mutable_data()[i] = coded.high_error()[n] * rows.rows[t].norm + x_part;
+      both.mutable_data()[i] = coded.error()[n] * rows.rows[t].norm + x_part;
+    }
+  }
+  return py::make_tuple(high, both);
 }
 
 }  // namespace
@@ -339,7 +387,14 @@ void bind_ops(py::module_& m) {
         array("out"));
   m.def("embed", &embed, py::arg("isa"), array("weights"), py::arg("row"), array("out"));
   m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"), array("out"));
-  m.def("screen_linear", &screen_linear, py::arg("isa"), array("weights"), array("x"));
+  py::class_<ScreenMatrix>(m, "ScreenMatrix")
+      .def(py::init(&code_head), array("weights"))
+      .def_property_readonly("nbytes", &ScreenMatrix::bytes);
+  m.def("screen_linear", &screen_linear, py::arg("isa"), py::arg("coded"), array("x"),
+        array("out"));
+  m.def("screen_rest", &screen_rest, py::arg("isa"), py::arg("coded"), array("x"), array("rows"),
+        array("out"));
+  m.def("screen_slack", &screen_slack, py::arg("coded"), array("x"));
 }
 
 }  // namespace ryz

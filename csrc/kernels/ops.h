@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "quant/screen_format.h"
 #include "quant/ternary.h"
 
 namespace ryz {
@@ -290,30 +291,41 @@ struct DenseLinearArgs {
   std::size_t out_stride;
 };
 
-// Bounds of LM head logits from the screen (quant/screen.h), panels [panel_begin, panel_end):
-//   approx = (128 * (sum_k hi*c - offset) + sum_k lo*c) * (scale[n] * x_scale[t])
-//   slack  = weight_error[n] * x_norm[t] + weight_norm[n] * x_error[t] + |approx| * 2^-20
-//   lower[t, n] = approx - slack, upper[t, n] = approx + slack
-// The sums are exact; the last term covers the rounding of approx.
+// Hidden states as the coded head reads them (quant/screen.h): x ~ scale * (128 * hi + lo).
+struct ScreenActivations {
+  const std::int8_t* hi;  // [tokens, stride], within [-64, 63], zeros past k; as lo
+  const std::int8_t* lo;
+  std::size_t stride;
+  const float* scale;          // [tokens]
+  const std::int32_t* hi_sum;  // [tokens], sum of the digits; as lo_sum
+  const std::int32_t* lo_sum;
+};
+
+// The high plane of the coded head, panels [panel_begin, panel_end):
+//   out[t, n] = (128 * sum_k hi*c + sum_k lo*c) * (scale[n] * x.scale[t])
+// The sums are exact in int32 for k < 2^17.
 struct ScreenLinearArgs {
-  const std::int8_t* packed;  // [panels, steps, 256], 64-byte aligned
-  const float* scale;         // [panels * 64], as the three below
-  const std::int32_t* offset;
-  const float* weight_error;
-  const float* weight_norm;
-  std::size_t steps;  // ceil(k / 4)
+  const std::uint8_t* codes;  // [panels, blocks, kScreenBlockBytes], 64-byte aligned
+  const float* scale;         // [panels * 64]
+  std::size_t rows;           // rows past it in the last panel are not written
+  std::size_t blocks;         // ceil(k / kScreenColumns)
   std::size_t panel_begin;
   std::size_t panel_end;
-  const std::uint8_t* hi;  // [tokens, x_stride], as lo
-  const std::uint8_t* lo;
-  std::size_t x_stride;
-  const float* x_scale;  // [tokens], as the two below
-  const float* x_norm;
-  const float* x_error;
+  ScreenActivations x;
   std::size_t tokens;
-  float* lower;  // [tokens, out_stride], out_stride >= panels * 64
-  float* upper;
-  std::size_t out_stride;
+  float* const* out;  // [tokens], each [rows]
+};
+
+// What the low plane of the coded head adds, for one token and the rows listed:
+//   out[n] += (128 * sum_k hi*(2q - 3) + sum_k lo*(2q - 3)) * (scale[n] * kRestStep / 2 * x.scale)
+struct ScreenRestArgs {
+  const std::uint8_t* rest;  // [rows, pieces * kRestBytes]
+  const float* scale;        // [rows]
+  std::size_t pieces;        // ceil(k / kRestColumns)
+  const std::int32_t* rows;  // [count]
+  std::size_t count;
+  ScreenActivations x;
+  float* out;  // [rows]
 };
 
 // Runs the tier's byte multiply-add on registers alone, so many times over; `out` takes a value
@@ -343,7 +355,8 @@ struct MultiplyAddProbeArgs {
   X(attention_finish, AttentionFinishArgs) \
   X(embed, EmbedArgs)                      \
   X(dense_linear, DenseLinearArgs)         \
-  X(screen_linear, ScreenLinearArgs)
+  X(screen_linear, ScreenLinearArgs)       \
+  X(screen_rest, ScreenRestArgs)
 
 struct KernelTable {
 #define RYZ_TABLE_ENTRY(name, Args) void (*name)(const Args&) noexcept;

@@ -17,8 +17,9 @@ std::size_t size_of(const Linear& linear) {
 }  // namespace
 
 Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-                 std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head,
-                 std::map<std::string, Buffer> screen, int threads, Isa isa, std::size_t small_step)
+                 std::vector<float> final_norm, DenseMatrix lm_head, HeadKind head_kind,
+                 std::map<std::string, Buffer> coded_head, int threads, Isa isa,
+                 std::size_t small_step)
     : config_(std::move(config)),
       layers_(std::move(layers)),
       embedding_(embedding),
@@ -27,7 +28,7 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
       kernels_(kernel_table(isa)),
       small_step_(small_step),
       pool_(threads),
-      head_(lm_head, kernels_) {
+      head_(lm_head, head_kind, kernels_) {
   validate_model(config_, layers_, embedding_, final_norm_, lm_head);
   const auto add = [this](const Linear& linear) {
     multiplications_per_token_ += size_of(linear);
@@ -40,11 +41,10 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
     add(layer.down_proj);
   }
   workspace_.channel_counts.resize(layers_.size() * static_cast<std::size_t>(pool_.threads()));
-  if (!screened_head) return;
-  if (screen.empty()) {
-    head_.build_screen(pool_);
+  if (coded_head.empty()) {
+    head_.build(pool_);
   } else {
-    head_.adopt_screen(std::move(screen));
+    head_.adopt(std::move(coded_head));
   }
 }
 

@@ -23,19 +23,19 @@ namespace ryz {
 
 class Decoder {
  public:
-  // A screened head takes `screen`, its arrays made before, or builds them if there are none. Steps
+  // A coded head takes `coded_head`, its arrays made before, or makes them if there are none. Steps
   // of fewer than `small_step` multiplications run on one thread. Throws ValidationError when
   // shapes contradict the configuration.
   Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-          std::vector<float> final_norm, DenseMatrix lm_head, bool screened_head,
-          std::map<std::string, Buffer> screen, int threads, Isa isa, std::size_t small_step);
+          std::vector<float> final_norm, DenseMatrix lm_head, HeadKind head_kind,
+          std::map<std::string, Buffer> coded_head, int threads, Isa isa, std::size_t small_step);
 
   const DecoderConfig& config() const { return config_; }
   std::size_t num_layers() const { return layers_.size(); }
   const std::vector<LayerWeights>& layers() const { return layers_; }
   Isa isa() const { return isa_; }
   const LmHead& head() const { return head_; }
-  NamedBuffers screen_buffers() { return head_.screen_buffers(); }
+  NamedBuffers coded_head_buffers() { return head_.buffers(); }
   int threads() const { return pool_.threads(); }
   // Of the ternary linears: what a token costs at least, in bytes read and products added up.
   std::size_t linear_bytes() const { return linear_bytes_; }

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
+#include <numeric>
 #include <utility>
+
+#include "base/error.h"
 
 namespace ryz {
 namespace {
@@ -15,171 +17,344 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr std::size_t kMaxCandidates = 2048;
 // Full rows are handed out in lots that fill a kernel's row tile.
 constexpr std::size_t kLot = 8;
+// Rows screened for one token after the other: their low plane fits the second-level cache.
+constexpr std::size_t kPieceRows = 8 * kPanelRows;
 
 }  // namespace
 
-LmHead::LmHead(DenseMatrix weights, const KernelTable& kernels)
-    : weights_(weights), kernels_(kernels) {}
+LmHead::LmHead(DenseMatrix weights, HeadKind kind, const KernelTable& kernels)
+    : weights_(weights), kind_(kind), kernels_(kernels) {}
 
-void LmHead::build_screen(ThreadPool& pool) {
-  screen_ = ScreenMatrix(weights_.rows, weights_.columns);
-  Scratch<float> scratch("the head's screen");
-  scratch.reserve(weights_.columns * static_cast<std::size_t>(pool.threads()));
+void LmHead::reserve() {
+  const auto planes =
+      kind_ == HeadKind::kInt5 ? ScreenMatrix::Planes::kHigh : ScreenMatrix::Planes::kBoth;
+  coded_ = ScreenMatrix(weights_.rows, weights_.columns, planes);
+}
+
+void LmHead::build(ThreadPool& pool) {
+  if (kind_ == HeadKind::kDense) return;
+  reserve();
+  const std::size_t scratch_bytes = ScreenMatrix::scratch_bytes(weights_.columns);
+  Scratch<std::uint8_t> scratch("the coded head");
+  scratch.reserve(scratch_bytes * static_cast<std::size_t>(pool.threads()));
   auto body = [&](ThreadPool::Context& ctx) {
-    const auto [begin, end] = ctx.share(weights_.rows);
-    screen_.fill(weights_.data, weights_.dtype, begin, end,
-                 scratch.data() + static_cast<std::size_t>(ctx.index()) * weights_.columns);
+    const auto [panel, last] = ctx.share(coded_.panels());
+    coded_.fill(weights_.data, weights_.dtype, panel * kPanelRows,
+                std::min(last * kPanelRows, weights_.rows),
+                scratch.data() + static_cast<std::size_t>(ctx.index()) * scratch_bytes);
   };
   pool.run(body);
 }
 
-void LmHead::adopt_screen(std::map<std::string, Buffer> stored) {
-  screen_ = ScreenMatrix(weights_.rows, weights_.columns);
-  adopt_buffers(screen_.buffers(), std::move(stored));
+void LmHead::adopt(std::map<std::string, Buffer> stored) {
+  if (kind_ == HeadKind::kDense) {
+    throw ValidationError("[decoder] a dense head has no use for the arrays of a coded one");
+  }
+  reserve();
+  adopt_buffers(coded_.buffers(), std::move(stored));
 }
 
 LmHead::Counters LmHead::counters() const {
-  return {full_rows_.load(), screened_rows_.load(), candidates_.load(), fallback_rows_.load()};
+  return {full_rows_.load(), screened_rows_.load(), survivors_.load(), candidates_.load(),
+          fallback_rows_.load()};
 }
 
 void LmHead::prepare(std::size_t rows, std::span<const Screening> screening, int threads) {
   rows_ = rows;
-  screened_.clear();
-  is_screened_.assign(rows, false);
+  slots_.clear();
+  is_coded_.assign(rows, false);
   most_top_ = 0;
-  for (std::size_t i = 0; i < screening.size() && has_screen(); ++i) {
-    const auto top = static_cast<std::size_t>(screening[i].top);
-    if (top == 0 || top > kMaxCandidates || top >= weights_.rows) continue;
-    screened_.push_back({i, screening[i]});
-    is_screened_[i] = true;
+  for (std::size_t i = 0; i < rows && kind_ != HeadKind::kDense; ++i) {
+    const Screening asked = screening.empty() ? Screening{} : screening[i];
+    const auto top = static_cast<std::size_t>(asked.top);
+    if (!is_lossy() && (top == 0 || top > kMaxCandidates || top >= weights_.rows)) continue;
+    slots_.push_back({i, asked});
+    is_coded_[i] = true;
     most_top_ = std::max(most_top_, top);
   }
-  const std::size_t n = screened_.size();
+  const std::size_t n = slots_.size();
+  full_rows_ += is_lossy() ? n : rows - n;
+  if (n == 0) return;
   const auto workers = static_cast<std::size_t>(threads);
-  const std::size_t width = screen_.steps() * kPlaneColumns;
-  hi_.reserve(n * width);
-  lo_.reserve(n * width);
-  x_values_.reserve(3 * n);
-  lower_.reserve(n * screen_.panels() * kPanelRows);
-  upper_.reserve(n * screen_.panels() * kPanelRows);
+  hi_.reserve(n * screen_width(weights_.columns));
+  lo_.reserve(n * screen_width(weights_.columns));
+  x_.reserve(n);
+  x_scale_.reserve(n);
+  x_sums_.reserve(2 * n);
+  out_.reserve(n);
+  listed_.reserve(coded_.panels() * kPanelRows);
+  if (is_lossy()) return;
   tops_.reserve(workers * (n + workers) * most_top_);
+  best_.reserve(n * most_top_);
   counts_.reserve(workers * n);
-  full_rows_ += rows - n;
 }
 
-// This thread's share of the screened rows.
-void LmHead::quantize(ThreadPool::Context& ctx, const float* hidden) {
-  const std::size_t n = screened_.size();
-  const std::size_t width = screen_.steps() * kPlaneColumns;
+// This thread's share of the coded rows' hidden states.
+void LmHead::quantize(ThreadPool::Context& ctx, const float* hidden, float* logits) {
+  const std::size_t n = slots_.size();
+  const std::size_t width = screen_width(weights_.columns);
   const auto [first, last] = ctx.share(n);
   for (std::size_t s = first; s < last; ++s) {
     const ScreenActivation x =
-        screen_quantize(hidden + screened_[s].index * weights_.columns, weights_.columns,
+        screen_quantize(hidden + slots_[s].index * weights_.columns, weights_.columns,
                         hi_.data() + s * width, lo_.data() + s * width);
-    x_values_.data()[s] = x.scale;
-    x_values_.data()[n + s] = x.norm;
-    x_values_.data()[2 * n + s] = x.error;
+    x_.data()[s] = x;
+    x_scale_.data()[s] = x.scale;
+    x_sums_.data()[s] = x.hi_sum;
+    x_sums_.data()[n + s] = x.lo_sum;
+    out_.data()[s] = logits + slots_[s].index * weights_.rows;
   }
 }
 
-void LmHead::dense(const float* hidden, float* logits, std::size_t row, std::size_t rows,
-                   std::size_t begin, std::size_t end) {
-  kernels_.dense_linear({weights_.data, weights_.dtype, weights_.columns, begin, end,
-                         hidden + row * weights_.columns, rows, logits + row * weights_.rows,
-                         weights_.rows});
+ScreenActivations LmHead::activations(std::size_t slot) const {
+  const std::size_t width = screen_width(weights_.columns);
+  return {
+      hi_.data() + slot * width, lo_.data() + slot * width, width,
+      x_scale_.data() + slot,    x_sums_.data() + slot,     x_sums_.data() + slots_.size() + slot};
+}
+
+void LmHead::high_plane(std::size_t panel_begin, std::size_t panel_end) {
+  kernels_.screen_linear({coded_.codes(), coded_.scale(), weights_.rows, coded_.blocks(),
+                          panel_begin, panel_end, activations(0), slots_.size(), out_.data()});
+}
+
+void LmHead::low_plane(std::size_t slot, const std::int32_t* rows, std::size_t count) {
+  kernels_.screen_rest({coded_.rest(), coded_.scale(), coded_.rest_bytes() / kRestBytes, rows,
+                        count, activations(slot), out_.data()[slot]});
+}
+
+// Panel by panel, so that one panel's codes are read from memory once for all tokens.
+void LmHead::lossy(const Share& share) {
+  for (std::size_t begin = share.begin; begin < share.end; begin += kPanelRows) {
+    high_plane(begin / kPanelRows, begin / kPanelRows + 1);
+    if (!coded_.has_rest()) continue;
+    const std::size_t count = std::min(kPanelRows, share.end - begin);
+    std::iota(share.rows, share.rows + count, static_cast<std::int32_t>(begin));
+    for (std::size_t slot = 0; slot < slots_.size(); ++slot) low_plane(slot, share.rows, count);
+  }
+}
+
+// Logits of head rows [begin, end) for one hidden state, to `out` on.
+void LmHead::dense(const float* hidden, std::size_t row, std::size_t begin, std::size_t end,
+                   float* out) {
+  const auto* weights = static_cast<const std::uint8_t*>(weights_.data) +
+                        begin * weights_.columns * size_of(weights_.dtype);
+  kernels_.dense_linear({weights, weights_.dtype, weights_.columns, 0, end - begin,
+                         hidden + row * weights_.columns, 1, out, weights_.rows});
 }
 
 // Runs of neighbouring full rows go together: they share the weights.
 void LmHead::full_rows(const float* hidden, float* logits, std::size_t begin, std::size_t end) {
   for (std::size_t row = 0; row < rows_;) {
     std::size_t stop = row;
-    while (stop < rows_ && !is_screened_[stop]) ++stop;
-    if (stop > row) dense(hidden, logits, row, stop - row, begin, end);
+    while (stop < rows_ && !is_coded_[stop]) ++stop;
+    if (stop > row) {
+      kernels_.dense_linear({weights_.data, weights_.dtype, weights_.columns, begin, end,
+                             hidden + row * weights_.columns, stop - row,
+                             logits + row * weights_.rows, weights_.rows});
+    }
     row = stop + 1;
   }
 }
 
-// Keeps the `top` highest lower bounds of rows [begin, end), in this thread's part of tops_.
-void LmHead::collect_top(std::size_t thread, std::size_t slot, std::size_t begin, std::size_t end) {
-  const auto top = static_cast<std::size_t>(screened_[slot].screening.top);
-  const float* lower = lower_.data() + slot * screen_.panels() * kPanelRows;
-  float* heap = tops_.data() + (thread * screened_.size() + slot) * most_top_;
-  std::fill_n(heap, top, kMinusInfinity);  // a heap of equals, least first
-  for (std::size_t n = begin; n < end; ++n) {
-    if (!(lower[n] > heap[0])) continue;
-    std::pop_heap(heap, heap + top, std::greater<>());
-    heap[top - 1] = lower[n];
-    std::push_heap(heap, heap + top, std::greater<>());
+void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
+  const std::size_t vocab = weights_.rows;
+  if (slots_.size() < rows_) {
+    const auto [lot, last] = ctx.share((vocab + kLot - 1) / kLot);
+    full_rows(hidden, logits, lot * kLot, std::min(last * kLot, vocab));
+  }
+  if (slots_.empty()) return;
+  quantize(ctx, hidden, logits);
+  ctx.barrier();
+  const auto [panel, last_panel] = ctx.share(coded_.panels());
+  const Share share{static_cast<std::size_t>(ctx.index()), static_cast<std::size_t>(ctx.threads()),
+                    panel * kPanelRows, std::min(last_panel * kPanelRows, vocab),
+                    listed_.data() + panel * kPanelRows};
+  if (is_lossy()) {
+    lossy(share);
+  } else {
+    screen(ctx, share, hidden);
   }
 }
 
-// The least upper bound that a candidate must reach. Every thread works it out for itself.
-float LmHead::threshold(std::size_t slot, std::size_t threads, std::size_t thread) {
-  const auto top = static_cast<std::size_t>(screened_[slot].screening.top);
-  const std::size_t n = screened_.size();
-  float* merged = tops_.data() + threads * (n + thread) * most_top_;
-  for (std::size_t t = 0; t < threads; ++t) {
+// Logit rows hold approximate logits at first, and what is read in the end after fill_candidates().
+void LmHead::screen(ThreadPool::Context& ctx, const Share& share, const float* hidden) {
+  const std::size_t n = slots_.size();
+  high_plane(share.begin / kPanelRows, (share.end + kPanelRows - 1) / kPanelRows);
+  for (std::size_t slot = 0; slot < n; ++slot) collect_top(share, slot);
+  ctx.barrier();
+  for (std::size_t slot = 0; slot < n; ++slot) score_best(share, slot, hidden);
+  ctx.barrier();
+  fill_candidates(share, hidden);
+  ctx.barrier();
+  for (std::size_t slot = 0; slot < n; ++slot) settle(share, slot, hidden);
+}
+
+// Higher values first, then lower rows: the same order however the rows are shared out.
+bool LmHead::precedes(const Ranked& a, const Ranked& b) {
+  return a.value > b.value || (a.value == b.value && a.row < b.row);
+}
+
+// Keeps the `top` highest approximate logits of the share's rows, but for known ones: these neither
+// set the threshold nor have to reach it.
+void LmHead::collect_top(const Share& share, std::size_t slot) {
+  const auto top = static_cast<std::size_t>(slots_[slot].screening.top);
+  float* out = out_.data()[slot];
+  for (const std::int32_t id : slots_[slot].screening.known) {
+    const auto row = static_cast<std::size_t>(id);
+    if (row >= share.begin && row < share.end) out[row] = kMinusInfinity;
+  }
+  Ranked* const first = tops_.data() + (share.thread * slots_.size() + slot) * most_top_;
+  Ranked* const last = first + top;
+  std::fill(first, last, Ranked{kMinusInfinity, -1});  // a heap of equals, least first
+  for (std::size_t begin = share.begin; begin < share.end; begin += kPanelRows) {
+    const std::size_t end = std::min(begin + kPanelRows, share.end);
+    float most = kMinusInfinity;
+    for (std::size_t n = begin; n < end; ++n) most = out[n] > most ? out[n] : most;
+    for (std::size_t n = most > first->value ? begin : end; n < end; ++n) {
+      if (!(out[n] > first->value)) continue;
+      std::pop_heap(first, last, precedes);
+      last[-1] = {out[n], static_cast<std::int32_t>(n)};
+      std::push_heap(first, last, precedes);
+    }
+  }
+}
+
+// Exact logits of the rows that look best: the lowest of them bounds the top-th best from below.
+void LmHead::score_best(const Share& share, std::size_t slot, const float* hidden) {
+  const auto top = static_cast<std::size_t>(slots_[slot].screening.top);
+  const std::size_t n = slots_.size();
+  Ranked* merged = tops_.data() + share.threads * (n + share.thread) * most_top_;
+  for (std::size_t t = 0; t < share.threads; ++t) {
     std::copy_n(tops_.data() + (t * n + slot) * most_top_, top, merged + t * top);
   }
-  std::nth_element(merged, merged + (top - 1), merged + threads * top, std::greater<>());
-  return merged[top - 1] - screened_[slot].screening.margin;
+  std::nth_element(merged, merged + (top - 1), merged + share.threads * top, precedes);
+  for (std::size_t i = share.thread; i < top; i += share.threads) {
+    float* best = best_.data() + slot * most_top_ + i;
+    *best = kMinusInfinity;
+    if (merged[i].row < 0) continue;
+    const auto row = static_cast<std::size_t>(merged[i].row);
+    dense(hidden, slots_[slot].index, row, row + 1, best);
+  }
 }
 
-// Exact logits where the upper bound reaches `least`, -infinity elsewhere; returns how many.
-std::size_t LmHead::fill_candidates(std::size_t slot, float least, const float* hidden,
-                                    float* logits, std::size_t begin, std::size_t end) {
-  const std::size_t row = screened_[slot].index;
-  const float* upper = upper_.data() + slot * screen_.panels() * kPanelRows;
-  float* out = logits + row * weights_.rows;
+// The least upper bound that a candidate must reach. Where there is none, or a NaN is in its way,
+// everything but known rows reaches it.
+float LmHead::threshold(std::size_t slot) const {
+  const Screening& asked = slots_[slot].screening;
+  const float* best = best_.data() + slot * most_top_;
+  float least = best[0];
+  for (std::int32_t i = 1; i < asked.top; ++i)
+    least = best[i] < least || best[i] != best[i] ? best[i] : least;
+  return std::max(std::numeric_limits<float>::lowest(), least - asked.margin);
+}
+
+// Lists the rows of [begin, end) whose upper bound reaches `least`; all others become -infinity.
+std::size_t LmHead::find_survivors(std::size_t slot, float least, std::size_t begin,
+                                   std::size_t end, std::int32_t* rows) const {
+  const ScreenActivation x = x_.data()[slot];
+  const float* const error = coded_.high_error();
+  const float* const norm = coded_.norm();
+  float* const out = out_.data()[slot];
   std::size_t count = 0;
-  for (std::size_t n = begin; n < end; ++n) {
-    out[n] = kMinusInfinity;
-    if (upper[n] < least) continue;
-    if (++count <= kMaxCandidates) dense(hidden, logits, row, 1, n, n + 1);
+  for (; begin < end; begin += kPanelRows) {
+    // Two plain loops: the first in vectors, the second without a branch to mispredict.
+    float upper[kPanelRows];
+    const std::size_t some = std::min(kPanelRows, end - begin);
+    for (std::size_t i = 0; i < some; ++i) {
+      const std::size_t n = begin + i;
+      upper[i] = out[n] + (error[n] * x.norm + norm[n] * x.error);
+      out[n] = upper[i] < least ? kMinusInfinity : out[n];
+    }
+    for (std::size_t i = 0; i < some; ++i) {
+      rows[count] = static_cast<std::int32_t>(begin + i);
+      count += static_cast<std::size_t>(!(upper[i] < least));
+    }
   }
   return count;
 }
 
-void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
-  const auto me = static_cast<std::size_t>(ctx.index());
-  const auto threads = static_cast<std::size_t>(ctx.threads());
-  const std::size_t vocab = weights_.rows;
-  const std::size_t n = screened_.size();
-  if (n < rows_) {
-    const auto [lot, last] = ctx.share((vocab + kLot - 1) / kLot);
-    full_rows(hidden, logits, lot * kLot, std::min(last * kLot, vocab));
-  }
-  if (n == 0) return;
-  quantize(ctx, hidden);
-  ctx.barrier();
-
-  const auto [panel, last_panel] = ctx.share(screen_.panels());
-  const std::size_t begin = std::min(panel * kPanelRows, vocab);
-  const std::size_t end = std::min(last_panel * kPanelRows, vocab);
-  kernels_.screen_linear({screen_.packed(), screen_.scale(), screen_.offset(),
-                          screen_.weight_error(), screen_.weight_norm(), screen_.steps(), panel,
-                          last_panel, hi_.data(), lo_.data(), screen_.steps() * kPlaneColumns,
-                          x_values_.data(), x_values_.data() + n, x_values_.data() + 2 * n, n,
-                          lower_.data(), upper_.data(), screen_.panels() * kPanelRows});
-  for (std::size_t slot = 0; slot < n; ++slot) collect_top(me, slot, begin, end);
-  ctx.barrier();
-  for (std::size_t slot = 0; slot < n; ++slot) {
-    counts_.data()[me * n + slot] = static_cast<std::int32_t>(
-        fill_candidates(slot, threshold(slot, threads, me), hidden, logits, begin, end));
-  }
-  ctx.barrier();
-  for (std::size_t slot = 0; slot < n; ++slot) {
-    std::size_t count = 0;
-    for (std::size_t t = 0; t < threads; ++t) {
-      count += static_cast<std::size_t>(counts_.data()[t * n + slot]);
+// Of listed rows, keeps those whose upper bound by both planes reaches `least`.
+std::size_t LmHead::narrow(std::size_t slot, float least, std::int32_t* rows,
+                           std::size_t count) const {
+  const ScreenActivation x = x_.data()[slot];
+  float* const out = out_.data()[slot];
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto n = static_cast<std::size_t>(rows[i]);
+    const float upper = out[n] + (coded_.error()[n] * x.norm + coded_.norm()[n] * x.error);
+    if (upper < least) {
+      out[n] = kMinusInfinity;
+    } else {
+      rows[kept++] = rows[i];
     }
-    // NaN bounds fail every comparison above and leave no row below the threshold.
-    const bool falls_back = count > kMaxCandidates;
-    if (falls_back) dense(hidden, logits, screened_[slot].index, 1, begin, end);
-    if (me != 0) continue;
-    (falls_back ? fallback_rows_ : screened_rows_) += 1;
-    if (!falls_back) candidates_ += count;
   }
+  return kept;
+}
+
+// Exact logits of known rows and where the upper bound reaches the threshold, -infinity elsewhere.
+// Piece by piece, so that a piece's low plane is read from memory once for all tokens.
+void LmHead::fill_candidates(const Share& share, const float* hidden) {
+  const std::size_t n = slots_.size();
+  for (std::size_t slot = 0; slot < n; ++slot) {
+    counts_.data()[share.thread * n + slot] = {0, 0, threshold(slot)};
+  }
+  for (std::size_t begin = share.begin; begin < share.end; begin += kPieceRows) {
+    const std::size_t end = std::min(begin + kPieceRows, share.end);
+    for (std::size_t slot = 0; slot < n; ++slot) {
+      Count& count = counts_.data()[share.thread * n + slot];
+      const std::size_t found = find_survivors(slot, count.least, begin, end, share.rows);
+      low_plane(slot, share.rows, found);
+      const std::size_t kept = narrow(slot, count.least, share.rows, found);
+      count.survivors += found;
+      count.candidates += kept;
+      if (count.candidates <= kMaxCandidates) compute(slot, share.rows, kept, hidden);
+    }
+  }
+  for (std::size_t slot = 0; slot < n; ++slot) {
+    for (const std::int32_t id : slots_[slot].screening.known) {
+      const auto row = static_cast<std::size_t>(id);
+      if (row < share.begin || row >= share.end) continue;
+      // Histories repeat themselves: what is finite has been computed.
+      if (out_.data()[slot][row] != kMinusInfinity) continue;
+      compute(slot, &id, 1, hidden);
+      counts_.data()[share.thread * n + slot].candidates += 1;
+    }
+  }
+}
+
+// Exact logits of listed rows. They lie far apart: the next one is on its way meanwhile.
+void LmHead::compute(std::size_t slot, const std::int32_t* rows, std::size_t count,
+                     const float* hidden) {
+  const std::size_t row_bytes = weights_.columns * size_of(weights_.dtype);
+  const auto* const weights = static_cast<const char*>(weights_.data);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i + 1 < count) {
+      const char* next = weights + static_cast<std::size_t>(rows[i + 1]) * row_bytes;
+      for (std::size_t at = 0; at < row_bytes; at += kCacheLine) __builtin_prefetch(next + at);
+    }
+    const auto row = static_cast<std::size_t>(rows[i]);
+    dense(hidden, slots_[slot].index, row, row + 1, out_.data()[slot] + row);
+  }
+}
+
+// Counts, and computes the whole row where the candidates were too many.
+void LmHead::settle(const Share& share, std::size_t slot, const float* hidden) {
+  std::size_t survivors = 0;
+  std::size_t candidates = 0;
+  for (std::size_t t = 0; t < share.threads; ++t) {
+    const Count& count = counts_.data()[t * slots_.size() + slot];
+    survivors += count.survivors;
+    candidates += count.candidates;
+  }
+  const bool falls_back = candidates > kMaxCandidates;
+  if (falls_back) {
+    dense(hidden, slots_[slot].index, share.begin, share.end, out_.data()[slot] + share.begin);
+  }
+  if (share.thread != 0) return;
+  (falls_back ? fallback_rows_ : screened_rows_) += 1;
+  survivors_ += survivors;
+  if (!falls_back) candidates_ += candidates;
 }
 
 }  // namespace ryz

@@ -177,6 +177,10 @@ void validate_batch(const DecoderConfig& c, std::size_t layers, const StepBatch&
   for (const Screening& screening : batch.screening) {
     expect(screening.top >= 0 && screening.margin >= 0.0f,
            "[step] screening needs top >= 0 and margin >= 0");
+    for (const std::int32_t id : screening.known) {
+      expect(id >= 0 && static_cast<std::size_t>(id) < c.vocab_size,
+             "[step] screen_known has a token id outside the vocabulary");
+    }
   }
   for (const std::int32_t row : batch.logit_rows) {
     if (row < 0 || static_cast<std::size_t>(row) >= tokens) {

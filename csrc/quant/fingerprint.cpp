@@ -50,9 +50,10 @@ std::uint64_t packing_fingerprint() {
     add(hash, TernaryRows::of_rows(matrix, 0, kRows).buffers());
     add(hash, TernaryRows::of_columns(matrix).buffers());
   }
-  ScreenMatrix screen(kRows, kColumns);
-  std::vector<float> row(kColumns);
-  screen.fill(weights.data(), DType::kF32, 0, kRows, row.data());
+  ScreenMatrix screen(kRows, kColumns, ScreenMatrix::Planes::kBoth);
+  std::vector<float> scratch(ScreenMatrix::scratch_bytes(kColumns) / sizeof(float) + 1);
+  screen.fill(weights.data(), DType::kF32, 0, kRows,
+              reinterpret_cast<std::uint8_t*>(scratch.data()));
   add(hash, screen.buffers());
   return hash;
 }

@@ -22,6 +22,7 @@ U8Array: TypeAlias = NDArray[np.uint8]
 # float32, float16, or bfloat16 bit patterns as uint16
 DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 TernaryFormat: TypeAlias = Literal["two_bit", "five_trit"]
+HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
 
 PAGE_TOKENS: int
 
@@ -247,18 +248,19 @@ class Decoder:
         final_norm: F32Array,
         lm_head: DenseArray | None = None,
         *,
-        screened_head: bool = False,
-        screen: dict[str, U8Array] | None = None,
+        head_kind: HeadKind = "dense",
+        coded_head: dict[str, U8Array] | None = None,
         threads: int = 1,
         isa: str | None = None,
         small_step: int = 1 << 24,
     ) -> None:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
 
-        With `screened_head`, an int8 copy of the head is made, by which `step` can leave out logits
-        that its caller will not look at; `screen` is what `screen_arrays` gave for the same head,
-        64-byte aligned and kept alive, and spares making it. Steps of fewer than `small_step`
-        multiplications run on one thread: sharing 0.2 ms of work costs more than it saves.
+        The head is "dense", or coded: "exact" lets `step` leave out logits that its caller will not
+        look at, "int7" and "int5" answer from codes of so many bits. `coded_head` is what
+        `coded_head_arrays` gave for the same head, 64-byte aligned and kept alive, and spares
+        coding it. Steps of fewer than `small_step` multiplications run on one thread: sharing
+        0.2 ms of work costs more than it saves.
         """
 
     @property
@@ -277,6 +279,7 @@ class Decoder:
         hidden_states: F32Array | None = None,
         screen_top: I32Array | None = None,
         screen_margin: F32Array | None = None,
+        screen_known: list[I32Array] = [],
     ) -> F32Array:
         """Run T tokens of S sequences and return logits float32 [R, V].
 
@@ -294,6 +297,8 @@ class Decoder:
                 looks at, 0 for all. Others may come back as -inf; these are exact.
             screen_margin: float32 [R], given with `screen_top`: logits within this much of the
                 lowest of those are exact as well.
+            screen_known: optional R arrays, given with `screen_top`: token ids whose logits the
+                caller looks at besides, and which do not count among the highest.
 
         Raises:
             ValidationError: shapes or indices that do not fit.
@@ -301,13 +306,16 @@ class Decoder:
         """
 
     @property
+    def head_kind(self) -> HeadKind: ...
+    @property
     def multiplications_per_token(self) -> int:
         """Return the multiplications of one token in the ternary linears."""
 
     def weight_bytes(self) -> dict[str, int]:
-        """Return the bytes of the packed ternary `linears`, the exact `head` and its `screen`.
+        """Return the bytes of the packed ternary `linears`, of the stored `head`, and of its codes.
 
-        The screen is 0 bytes where there is none.
+        `screen` is what a step reads of these for every row, `screen_rest` what it reads for
+        survivors only; both are 0 where there are none.
         """
 
     def channel_counts(self) -> list[dict[str, int]]:
@@ -317,13 +325,14 @@ class Decoder:
         nonzero: activations that the quantiser did not make zero, summed over the steps.
         """
 
-    def screen_arrays(self) -> dict[str, U8Array]:
-        """Return the screen as read-only views, by name; of 0 bytes where there is none."""
+    def coded_head_arrays(self) -> dict[str, U8Array]:
+        """Return the codes of the head as read-only views, by name; of 0 bytes if it is dense."""
 
     def head_counters(self) -> dict[str, int]:
         """Return how logit rows were computed so far.
 
-        full_rows: whole, as asked; screened_rows: by candidates, `candidates` in all;
+        full_rows: whole, as asked; screened_rows: by candidates, `candidates` in all,
+        from `survivors` of the first look;
         fallback_rows: whole, because the candidates were too many.
         """
 

@@ -142,5 +142,18 @@ def embed(isa: str, weights: DenseArray, row: int, out: F32Array) -> None:
 def dense_linear(isa: str, weights: DenseArray, x: F32Array, out: F32Array) -> None:
     """Write x [T, K] times weights [N, K] to [T, N]."""
 
-def screen_linear(isa: str, weights: DenseArray, x: F32Array) -> tuple[F32Array, F32Array]:
-    """Return lower and upper bounds of x [T, K] @ weights [N, K].T, float32 [T, N padded to 64]."""
+class ScreenMatrix:
+    """The coded LM head: 5 bits and 2 more of each weight."""
+
+    def __init__(self, weights: DenseArray) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def screen_linear(isa: str, coded: ScreenMatrix, x: F32Array, out: F32Array) -> None:
+    """Write x [T, K] times the high plane [N, K] to [T, N]."""
+
+def screen_rest(isa: str, coded: ScreenMatrix, x: F32Array, rows: I32Array, out: F32Array) -> None:
+    """Add to `rows` of out [N] what the low plane makes of x [1, K]."""
+
+def screen_slack(coded: ScreenMatrix, x: F32Array) -> tuple[F32Array, F32Array]:
+    """Return how far logits by the high plane and by both are off at most, [T, N] each."""

@@ -18,7 +18,7 @@ from ryzanstein.bench.result import measure
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.store import append_rows
 from ryzanstein.bench.workload import Workload
-from ryzanstein.config import check_integer, check_kv_dtype
+from ryzanstein.config import check_integer, check_kv_dtype, check_lm_head
 from ryzanstein.cpu import check_threads, default_threads
 from ryzanstein.errors import ValidationError
 from ryzanstein.loaders.hub import resolve_model
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ryzanstein.bench.result import Row
-    from ryzanstein.config import KVDtype
+    from ryzanstein.config import HeadKind, KVDtype
     from ryzanstein.loaders.weight_cache import WeightCache
 
 __all__ = ["bench"]
@@ -59,6 +59,7 @@ _Repetitions = Annotated[
     int, typer.Option("--repetitions", "-r", help="Runs of each test, behind one warm-up.")
 ]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16, f32 or int8.")]
+_LmHead = Annotated[str, typer.Option(help="Logits: exact, int7, int5 or dense.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _WeightCache = Annotated[
     bool,
@@ -84,6 +85,7 @@ class _Plan:
     threads: list[int]
     repetitions: int
     kv_dtype: KVDtype
+    lm_head: HeadKind
     isa: str
     weight_cache: WeightCache | None
 
@@ -101,6 +103,7 @@ def bench(
     threads: _Threads = None,
     repetitions: _Repetitions = 5,
     kv_dtype: _KVDtype = "f16",
+    lm_head: _LmHead = "exact",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
     as_json: _Json = False,
@@ -116,8 +119,8 @@ def bench(
     ranges, such as 512 or 1,2,4 or 1-4 or 128-1024*2 or 0-2048+512; every combination is a test.
 
     As in llama-bench, tokens are random, and tokenising and drawing them is not timed. Logits are
-    computed as greedy decoding needs them: a large head is screened in int8, and only rows that can
-    be the highest are computed exactly, which gives the same token.
+    computed as greedy decoding needs them: of a large exact head, only rows that can be the
+    highest are computed from its own weights, which gives the same token.
 
     The limit is what this memory and these cores can do, measured around each test: bytes read per
     token (packed weights, head, keys and values) against the read bandwidth, products per token
@@ -133,6 +136,7 @@ def bench(
       ryzanstein bench ./model --sqlite bench.db
     """
     check_kv_dtype(kv_dtype)
+    check_lm_head(lm_head)
     counts = [default_threads()] if threads is None else parse_numbers("-t", threads, 1)
     plan = _Plan(
         model=model,
@@ -140,6 +144,7 @@ def bench(
         threads=[check_threads(count, "-t") for count in counts],
         repetitions=check_integer("-r", repetitions, 1),
         kv_dtype=cast("KVDtype", kv_dtype),
+        lm_head=cast("HeadKind", lm_head),
         isa=_core.resolve_isa(isa),
         weight_cache=default_weight_cache() if weight_cache else None,
     )
@@ -195,6 +200,7 @@ def _run(plan: _Plan) -> Iterator[Row]:
             threads=threads,
             isa=plan.isa,
             weight_cache=plan.weight_cache,
+            lm_head=plan.lm_head,
             progress=sys.stderr.isatty(),
         )
         runner = Runner(loaded, plan.kv_dtype)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ryzanstein import _core
-from ryzanstein.bench.roofline import demand, measure_limits
+from ryzanstein.bench.roofline import HeadWork, demand, measure_limits
 from ryzanstein.cpu import read_host
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Row:
         isa: instruction-set tier.
         kernels: op -> the weight format and instructions it rests on.
         kv_dtype: how keys and values are stored.
+        lm_head: how logits are computed.
         model: as given on the command line.
         model_bytes: of its tensors, on disk.
         num_parameters: of the model.
@@ -69,6 +70,7 @@ class Row:
     isa: str
     kernels: dict[str, str]
     kv_dtype: str
+    lm_head: str
     model: str
     model_bytes: int
     num_parameters: int
@@ -138,6 +140,7 @@ def measure(
         isa=decoder.isa,
         kernels=_core.kernels(decoder.isa),
         kv_dtype=runner.kv_dtype,
+        lm_head=runner.model.decoder.head_kind,
         model=model,
         model_bytes=model_bytes,
         num_parameters=runner.model.config.num_parameters,
@@ -156,7 +159,8 @@ def _shares(
     fallbacks, screened = head["fallback_rows"], head["screened_rows"]
     rows = workload.sequences * (workload.generate or 1)
     runs = max(1, (fallbacks + screened + head["full_rows"]) // rows)
-    needs = demand(runner, workload, head["candidates"] / runs, fallbacks / runs)
+    work = HeadWork(head["survivors"] / runs, head["candidates"] / runs, fallbacks / runs)
+    needs = demand(runner, workload, work)
     bytes_per_token = needs.bytes_read / workload.tokens
     products, peak = needs.multiply_adds / workload.tokens, limits.multiply_adds
     return {

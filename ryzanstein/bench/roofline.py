@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ryzanstein.bench.runner import Runner
     from ryzanstein.bench.workload import Workload
 
-__all__ = ["Demand", "Limits", "demand", "measure_limits", "read_bandwidth"]
+__all__ = ["Demand", "HeadWork", "Limits", "demand", "measure_limits", "read_bandwidth"]
 
 # Many times the last-level cache of most machines.
 _PROBE_BYTES = 1 << 30
@@ -51,6 +51,21 @@ class Demand:
     multiply_adds: float
 
 
+@dataclass(frozen=True, slots=True)
+class HeadWork:
+    """What the first look at an exact head did not settle.
+
+    Args:
+        survivors: logits that took a second look.
+        candidates: logits computed exactly.
+        fallbacks: logit rows that took the whole head after all.
+    """
+
+    survivors: float = 0
+    candidates: float = 0
+    fallbacks: float = 0
+
+
 def read_bandwidth(threads: int) -> float:
     """Return bytes per second, from a buffer much larger than the caches."""
     return _core.probe_bandwidth(threads, min(_PROBE_BYTES, read_host().free_bytes // 4))
@@ -61,14 +76,13 @@ def measure_limits(isa: str, threads: int) -> Limits:
     return Limits(read_bandwidth(threads), _core.probe_multiply_add(isa, threads))
 
 
-def demand(runner: Runner, workload: Workload, candidates: float, fallbacks: float) -> Demand:
+def demand(runner: Runner, workload: Workload, head: HeadWork) -> Demand:
     """Return what one run needs at least: weights once per step, keys and values once per sequence.
 
     Args:
         runner: the model.
         workload: the run.
-        candidates: head rows computed exactly behind a screen, per run.
-        fallbacks: logit rows that took the whole head in spite of the screen, per run.
+        head: what a screen did not settle, per run.
     """
     decoder = runner.model.decoder
     weights = decoder.weight_bytes()
@@ -77,12 +91,13 @@ def demand(runner: Runner, workload: Workload, candidates: float, fallbacks: flo
     next(ends)
     kv_tokens = sum(ends) * workload.sequences
     heads = workload.generate or 1
-    row_bytes = weights["head"] / runner.model.config.vocab_size
+    vocab_size = runner.model.config.vocab_size
     return Demand(
         bytes_read=len(steps) * weights["linears"]
         + heads * (weights["screen"] or weights["head"])
-        + candidates * row_bytes
-        + fallbacks * weights["head"]
+        + head.survivors * weights["screen_rest"] / vocab_size
+        + head.candidates * weights["head"] / vocab_size
+        + head.fallbacks * weights["head"]
         + kv_tokens * runner.kv_bytes_per_token,
         multiply_adds=workload.tokens * decoder.multiplications_per_token,
     )

@@ -135,6 +135,6 @@ class Runner:
             pages = self._blocks.append(table, count)
             blocks = list(table.block_ids)
             chunks.append(
-                Chunk(ids, start, pages.slots, blocks, num_logit_rows, _GREEDY, pages.copies)
+                Chunk(ids, start, pages.slots, blocks, num_logit_rows, _GREEDY, copies=pages.copies)
             )
         return run_step(self.model.decoder, self._cache, chunks)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Chunk", "StepBatch", "run_step"]
 
+_NO_TOKENS: I32Array = np.zeros(0, np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -30,6 +32,7 @@ class Chunk:
         block_ids: pages of the sequence from position 0.
         num_logit_rows: how many of the last tokens want logits, 0..n.
         screening: which logits of these rows will be looked at.
+        seen: int32 [m], tokens whose logits will be looked at besides.
         copies: pages to copy before the step.
     """
 
@@ -39,6 +42,7 @@ class Chunk:
     block_ids: Sequence[int]
     num_logit_rows: int
     screening: Screening = EVERY_LOGIT
+    seen: I32Array | None = None
     copies: tuple[BlockCopy, ...] = ()
 
 
@@ -54,6 +58,7 @@ class StepBatch:
     logit_rows: I32Array
     screen_top: I32Array
     screen_margin: F32Array
+    screen_known: list[I32Array]
     copies: tuple[BlockCopy, ...]
 
     @classmethod
@@ -90,6 +95,11 @@ class StepBatch:
             screen_margin=np.repeat(
                 np.array([chunk.screening.margin for chunk in chunks], np.float32), logit_counts
             ),
+            screen_known=[
+                _NO_TOKENS if chunk.seen is None else chunk.seen
+                for chunk in chunks
+                for _ in range(chunk.num_logit_rows)
+            ],
             copies=tuple(copy for chunk in chunks for copy in chunk.copies),
         )
 
@@ -112,4 +122,5 @@ def run_step(decoder: _core.Decoder, cache: _core.PagedCache, chunks: Sequence[C
         cache,
         screen_top=batch.screen_top,
         screen_margin=batch.screen_margin,
+        screen_known=batch.screen_known,
     )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ryzanstein.config import HeadKind
     from ryzanstein.loaders.weight_cache import PackedWeights, WeightCache
     from ryzanstein.models.family import Family
 
@@ -53,11 +54,8 @@ __all__ = [
 
 _LOGGER = logging.getLogger(__name__)
 
-# From 32 MB of bf16 on, reading half the bytes of a head is worth the screen's own memory.
-_SCREENED_HEAD_ELEMENTS = 1 << 24
-
-# What the screen is called among packed weights.
-_SCREEN = "screen"
+# What the codes of the head are called among packed weights.
+_CODED_HEAD = "coded_head"
 
 _FAMILIES = {family.architecture: family for family in (BITNET, LLAMA)}
 
@@ -103,6 +101,7 @@ def load_model(
     threads: int,
     isa: str | None,
     skip_zeros: SkipZeros | None = None,
+    lm_head: HeadKind = "exact",
     weight_cache: WeightCache | None = None,
     progress: bool = False,
 ) -> LoadedModel:
@@ -112,6 +111,7 @@ def load_model(
         directory: a directory in the Hugging Face layout.
         threads: threads to pack with and to step with.
         isa: instruction-set tier, or None for the best this machine has.
+        lm_head: how logits are computed; an exact head too small to gain by it is dense.
         skip_zeros: which zeros of feed-forwards a step of one token passes over, or None for what
             is usually faster. "down" and "all" each cost memory of a fifth of a byte per weight.
         weight_cache: where packed weights are looked for, and kept once they are made.
@@ -127,7 +127,8 @@ def load_model(
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
     config, family = _read_config(directory)
-    packing = choose_packing(config, isa, skip_zeros)  # a wrong tier is refused before the work
+    # A wrong tier is refused here, before the work.
+    packing = choose_packing(config, isa, skip_zeros, lm_head)
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
     build = _Build(checkpoint, config, family, packing, threads, isa)
@@ -172,6 +173,7 @@ class _Build:
     ) -> tuple[LoadedModel, dict[str, dict[str, NDArray[Any]]]]:
         """Return the model, made of packed weights if there are any, else with those it packed."""
         config, checkpoint = self.config, self.checkpoint
+        is_coded = self.packing.head != "dense"
         total = sum(checkpoint.info(name).nbytes for name in checkpoint)
         title = f"Loading {checkpoint.directory.name}"
         with _progress(title, total, shown=progress and packed is None) as advance:
@@ -180,23 +182,21 @@ class _Build:
             with ThreadPoolExecutor(self.threads) as pool:
                 layers = list(pool.map(reader.layer, range(config.num_layers)))
             final_norm = reader.final_norm()
-        screened_head = config.vocab_size * config.hidden_size >= _SCREENED_HEAD_ELEMENTS
         decoder = Decoder(
             _decoder_config(config),
             layers,
             embedding,
             final_norm,
             lm_head,
-            screened_head=screened_head,
-            screen=None if packed is None else packed.arrays(_SCREEN),
+            head_kind=self.packing.head,
+            coded_head=packed.arrays(_CODED_HEAD) if packed is not None and is_coded else None,
             threads=self.threads,
             isa=self.isa,
         )
-        if screened_head:
-            reader.release_dense()  # read whole for checks and screen, from now on by rows
         objects = reader.objects
-        if screened_head:
-            objects[_SCREEN] = decoder.screen_arrays()
+        if is_coded:
+            reader.release_dense()  # read whole for checks and codes, from now on by rows
+            objects[_CODED_HEAD] = decoder.coded_head_arrays()
         mapped_bytes = 0 if packed is None else packed.nbytes
         return LoadedModel(decoder, config, mapped_bytes), objects
 

@@ -28,6 +28,7 @@ def row(rate: float, *, threads: int = 1, depth: int = 0, sequences: int = 1) ->
         isa="avx2",
         kernels={},
         kv_dtype="f16",
+        lm_head="exact",
         model="some/folder/a-model",
         model_bytes=1,
         num_parameters=1,

@@ -7,7 +7,7 @@ import pytest
 
 from ryzanstein import OutOfMemoryError
 from ryzanstein.bench import runner as module
-from ryzanstein.bench.roofline import demand
+from ryzanstein.bench.roofline import HeadWork, demand
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.workload import Workload
 from ryzanstein.cpu import read_host
@@ -75,7 +75,7 @@ def test_demand_counts_weights_per_step_and_keys_per_sequence(runner: Runner) ->
     def needed(name: str) -> tuple[float, float]:
         workload = Workload.parse(name)
         runner.prepare(workload)
-        needs = demand(runner, workload, 0, 0)
+        needs = demand(runner, workload, HeadWork())
         return needs.bytes_read, needs.multiply_adds
 
     assert needed("tg1") == (weights["linears"] + head + token, products)
@@ -89,7 +89,9 @@ def test_demand_counts_weights_per_step_and_keys_per_sequence(runner: Runner) ->
 def test_demand_counts_what_a_screen_did_not_settle(runner: Runner) -> None:
     workload = Workload.parse("tg1")
     runner.prepare(workload)
-    head = runner.model.decoder.weight_bytes()["head"]
-    plain = demand(runner, workload, 0, 0).bytes_read
-    row = head / runner.model.config.vocab_size
-    assert demand(runner, workload, 7, 2).bytes_read == pytest.approx(plain + 7 * row + 2 * head)
+    weights = runner.model.decoder.weight_bytes()
+    plain = demand(runner, workload, HeadWork()).bytes_read
+    vocab_size = runner.model.config.vocab_size
+    rest, row = weights["screen_rest"] / vocab_size, weights["head"] / vocab_size
+    expected = plain + 90 * rest + 7 * row + 2 * weights["head"]
+    assert demand(runner, workload, HeadWork(90, 7, 2)).bytes_read == pytest.approx(expected)

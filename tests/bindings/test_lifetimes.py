@@ -70,19 +70,19 @@ def test_weights_outlive_their_python_objects() -> None:
 
 
 def test_stored_arrays_are_kept_and_let_go() -> None:
-    built = native.decoder(screened_head=True)
+    built = native.decoder(head_kind="exact")
     expected = native.batch().run(built, native.cache()).tobytes()
     matrix = _core.TernaryMatrix(native.HIDDEN, native.INNER)
     codes = np.random.default_rng(1).integers(-1, 2, (native.HIDDEN, native.INNER))
     matrix.pack_codes(0, codes.astype(np.int8), np.full(native.HIDDEN, 0.2, np.float32))
     arrays = {name: on_cache_lines(array) for name, array in matrix.arrays().items()}
-    screen = {name: on_cache_lines(array) for name, array in built.screen_arrays().items()}
+    screen = {name: on_cache_lines(array) for name, array in built.coded_head_arrays().items()}
     owners = [array.base for array in (*arrays.values(), *screen.values())]
     kept = [weakref.ref(owner) for owner in owners if owner is not None]
-    assert len(kept) == 4
+    assert len(kept) == 5
     mapped = _core.TernaryMatrix(native.HIDDEN, native.INNER, arrays=arrays)
     layers = [native.layer(down_proj=_core.Linear(mapped))]
-    decoder = native.decoder(layers=layers, screened_head=True, screen=screen)
+    decoder = native.decoder(layers=layers, head_kind="exact", coded_head=screen)
     del matrix, built, arrays, screen, owners, mapped, layers
     churn()
     assert all(reference() is not None for reference in kept)
@@ -93,9 +93,9 @@ def test_stored_arrays_are_kept_and_let_go() -> None:
 
 
 def test_views_of_packed_weights_keep_them() -> None:
-    decoder = native.decoder(screened_head=True)
+    decoder = native.decoder(head_kind="exact")
     matrix = _core.TernaryMatrix(native.HIDDEN, native.INNER)
-    views = [*matrix.arrays().values(), *decoder.screen_arrays().values()]
+    views = [*matrix.arrays().values(), *decoder.coded_head_arrays().values()]
     before = [view.tobytes() for view in views]
     del matrix, decoder
     churn()

@@ -120,24 +120,44 @@ def test_hidden_states_of_another_shape_are_refused(shape: tuple[int, ...]) -> N
         (ints(1, 1), np.array([0, np.nan], np.float32), "needs top >= 0 and margin >= 0"),
     ],
 )
-@pytest.mark.parametrize("screened", [False, True])
-def test_wrong_screening_is_refused(screened: bool, top: Any, margin: Any, message: str) -> None:
-    decoder = native.decoder(screened_head=screened)
+@pytest.mark.parametrize("kind", ["dense", "exact", "int7"])
+def test_wrong_screening_is_refused(kind: str, top: Any, margin: Any, message: str) -> None:
+    decoder = native.decoder(head_kind=kind)
     with pytest.raises(ValidationError, match=message):
         BASE.run(decoder, native.cache(), screen_top=top, screen_margin=margin)
 
 
-def test_the_screen_of_another_head_is_refused() -> None:
-    screen = native.decoder(screened_head=True).screen_arrays()
+def test_the_codes_of_another_head_is_refused() -> None:
+    screen = native.decoder(head_kind="exact").coded_head_arrays()
     fewer = dict(list(screen.items())[1:])
     with pytest.raises(ValidationError, match=r"stored array .* has 0 bytes"):
-        native.decoder(screened_head=True, screen=fewer)
+        native.decoder(head_kind="exact", coded_head=fewer)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ([ints(1)], "differ in length"),
+        ([ints(1), ints(VOCAB)], "outside the vocabulary"),
+        ([ints(-1), ints(1)], "outside the vocabulary"),
+    ],
+)
+def test_wrong_known_tokens_are_refused(known: list[Any], message: str) -> None:
+    decoder = native.decoder(head_kind="exact")
+    options: dict[str, Any] = {"screen_top": ints(1, 1), "screen_margin": np.zeros(2, np.float32)}
+    with pytest.raises(ValidationError, match=message):
+        BASE.run(decoder, native.cache(), screen_known=known, **options)
+
+
+def test_an_unknown_kind_of_head_is_refused() -> None:
+    with pytest.raises(ValidationError, match="head_kind 'int8' is not one of"):
+        native.decoder(head_kind="int8")
 
 
 @pytest.mark.parametrize("top", [1, VOCAB - 1, VOCAB, VOCAB + 1, 2048, 2049, HIGH])
 @pytest.mark.parametrize("margin", [0.0, 1e30, np.inf])
 def test_any_screening_keeps_the_highest(top: int, margin: float) -> None:
-    decoder = native.decoder(screened_head=True)
+    decoder = native.decoder(head_kind="exact")
     whole = BASE.run(decoder, native.cache())
     margins = np.full(2, margin, np.float32)
     some = BASE.run(decoder, native.cache(), screen_top=ints(top, 1), screen_margin=margins)

@@ -15,13 +15,14 @@ from checkpoints import random_tensors, write_checkpoint
 from golden.engine import Sequence
 from golden.specs import SPECS
 
-from ryzanstein import CorruptFileError, _core, models
+from ryzanstein import CorruptFileError, _core
 from ryzanstein.loaders.checkpoint import Checkpoint
 from ryzanstein.loaders.weight_cache import WeightCache
 from ryzanstein.models import (
     LoadedModel,
     choose_packing,
     load_model,
+    packing,
     packing_identity,
     read_config,
 )
@@ -39,7 +40,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @pytest.fixture(autouse=True)
 def small_heads_are_screened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_SCREENED_HEAD_ELEMENTS", 1)
+    monkeypatch.setattr(packing, "_CODED_HEAD_ELEMENTS", 1)
 
 
 @pytest.fixture
@@ -61,14 +62,14 @@ def load(
 def results(model: LoadedModel) -> list[bytes]:
     """Return logits, hidden states and the screen, to the bit."""
     hidden, logits = Sequence(model, len(PROMPT)).extend(PROMPT)
-    screen = model.decoder.screen_arrays()
+    screen = model.decoder.coded_head_arrays()
     return [hidden.tobytes(), logits.tobytes(), *(array.tobytes() for array in screen.values())]
 
 
 def file_of(directory: Path, cache: WeightCache, isa: str | None = None) -> Path:
     config = read_config(directory)
-    packing = choose_packing(config, isa)
-    return cache.path(packing_identity(Checkpoint(directory), config, packing))
+    chosen = choose_packing(config, isa)
+    return cache.path(packing_identity(Checkpoint(directory), config, chosen))
 
 
 def check_remade(directory: Path, cache: WeightCache) -> None:
@@ -97,14 +98,14 @@ def test_packed_weights_are_used_in_place(checkpoint: Path, cache: WeightCache) 
     size = file_of(checkpoint, cache).stat().st_size
     assert 0.8 * size < warm.mapped_bytes <= size
     sizes = warm.decoder.weight_bytes()
-    assert warm.mapped_bytes == sizes["linears"] + sizes["screen"]
+    assert warm.mapped_bytes == sizes["linears"] + sizes["screen"] + sizes["screen_rest"]
     # Seen in the model, where it does not belong: nothing was packed again.
     path = file_of(checkpoint, cache)
     data = path.read_bytes()
     path.unlink()  # what is mapped stays as it is
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    (*_, last) = load(checkpoint, cache).decoder.screen_arrays().values()
-    (*_, expected) = warm.decoder.screen_arrays().values()
+    (*_, last) = load(checkpoint, cache).decoder.coded_head_arrays().values()
+    (*_, expected) = warm.decoder.coded_head_arrays().values()
     assert (last != expected).sum() == 1
 
 
@@ -176,7 +177,7 @@ def test_a_changed_layout_is_packed_again(
 ) -> None:
     load(checkpoint, cache)
     other = _core.packing_fingerprint() ^ 1
-    monkeypatch.setattr(models, "packing_fingerprint", lambda: other)
+    monkeypatch.setattr("ryzanstein.models.packing_fingerprint", lambda: other)
     check_remade(checkpoint, cache)
 
 

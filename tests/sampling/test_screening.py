@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from support import random_tokens, tiny_decoder
@@ -9,6 +11,9 @@ from support import random_tokens, tiny_decoder
 from ryzanstein import SamplingParams, _core
 from ryzanstein.engine.batch import Chunk, run_step
 from ryzanstein.sampling.screening import EVERY_LOGIT, Screening, screening
+
+if TYPE_CHECKING:
+    from ryzanstein.config import HeadKind
 
 GREEDY = SamplingParams(temperature=0.0)
 CHAINS = [
@@ -18,6 +23,12 @@ CHAINS = [
     SamplingParams(top_k=40, top_p=0.9, min_p=0.02),
     SamplingParams(min_p=0.1),
     SamplingParams(min_p=0.5, temperature=1.7),
+    SamplingParams(temperature=0.0, repetition_penalty=1.3),
+    SamplingParams(temperature=0.0, repetition_penalty=0.8),
+    SamplingParams(top_k=5, repetition_penalty=1.5),
+    SamplingParams(top_k=5, repetition_penalty=0.7),
+    SamplingParams(min_p=0.3, repetition_penalty=2.0),
+    SamplingParams(min_p=0.3, repetition_penalty=0.6),
 ]
 
 
@@ -26,7 +37,7 @@ def test_chains_that_see_everything_are_not_screened() -> None:
         SamplingParams(),
         SamplingParams(top_p=0.9),
         SamplingParams(top_p=0.9, min_p=0.1),
-        SamplingParams(temperature=0.0, repetition_penalty=1.1),
+        SamplingParams(repetition_penalty=1.1),
         SamplingParams(temperature=0.0, logprobs=0),
     ):
         assert screening(params) is EVERY_LOGIT
@@ -39,8 +50,12 @@ def test_screened_rows_draw_the_same_tokens(isa: str, params: SamplingParams) ->
     tokens = random_tokens(5, 200, model.vocab_size)
     slots = np.arange(200, dtype=np.int32)
 
+    # Among these are tokens that penalties take from the top, or bring there.
+    history = tokens[:60].repeat(2)
+
     def logits(asked: Screening) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        chunk = Chunk(tokens, 0, slots, range(8), len(tokens), asked)
+        seen = history if asked.seen else None
+        chunk = Chunk(tokens, 0, slots, range(8), len(tokens), asked, seen)
         rows: np.ndarray[tuple[int, int], np.dtype[np.float32]] = run_step(
             model.decoder, cache, [chunk]
         )
@@ -56,11 +71,60 @@ def test_screened_rows_draw_the_same_tokens(isa: str, params: SamplingParams) ->
         top_k=params.top_k,
         top_p=params.top_p,
         min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
         seed=9,
     )
-    history = np.zeros(0, np.int32)
     for position, (row, full) in enumerate(zip(screened, whole, strict=True)):
         assert sampler.sample(row, history, position) == sampler.sample(full, history, position)
+
+
+@pytest.mark.parametrize("top", [1, 7])
+def test_screened_rows_are_the_same_on_any_number_of_threads(isa: str, top: int) -> None:
+    tokens = random_tokens(5, 40, tiny_decoder(3).vocab_size)
+    slots = np.arange(40, dtype=np.int32)
+    asked, known = Screening(top, 0.1, seen=True), tokens[:9]
+    rows = []
+    for threads in (1, 2, 3):
+        model = tiny_decoder(3, isa=isa, threads=threads)
+        chunk = Chunk(tokens, 0, slots, range(2), len(tokens), asked, known)
+        rows.append(run_step(model.decoder, model.cache(2), [chunk]))
+    assert np.array_equal(rows[0], rows[1])
+    assert np.array_equal(rows[0], rows[2])
+    assert np.isfinite(rows[0][:, known]).all()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int7", 0.025), ("int5", 0.07)])
+def test_coded_heads_give_every_logit_as_exactly_as_their_bits_allow(
+    isa: str, kind: HeadKind, error: float
+) -> None:
+    tokens = random_tokens(5, 40, tiny_decoder(3).vocab_size)
+    slots = np.arange(40, dtype=np.int32)
+
+    def logits(kind: HeadKind, threads: int, count: int) -> np.ndarray:
+        model = tiny_decoder(3, isa=isa, threads=threads, head_kind=kind)
+        cache = model.cache(2)
+        rows: list[np.ndarray] = []
+        for start in range(0, len(tokens), count):
+            part = slice(start, start + count)
+            chunk = Chunk(tokens[part], start, slots[part], range(2), count, Screening(1))
+            rows.extend(run_step(model.decoder, cache, [chunk]))
+        return np.array(rows)
+
+    dense = logits("dense", 1, 40)
+    coded = logits(kind, 1, 40)
+    assert np.isfinite(coded).all()
+    assert 0.2 * error < np.std(coded - dense) / np.std(dense) < error
+    for threads, count in ((1, 1), (2, 5), (3, 8)):
+        assert np.array_equal(coded, logits(kind, threads, count))
+
+
+def test_what_is_not_finite_rules_nothing_out(isa: str) -> None:
+    model = tiny_decoder(3, isa=isa, nan_token=7)
+    tokens = np.array([1, 7], np.int32)
+    chunk = Chunk(tokens, 0, np.arange(2, dtype=np.int32), range(1), 2, Screening(3), tokens[:1])
+    first, second = run_step(model.decoder, model.cache(1), [chunk])
+    assert 3 <= np.isfinite(first).sum() < len(first)
+    assert np.isnan(second).all()
 
 
 def test_every_row_is_counted(isa: str) -> None:
@@ -131,4 +195,4 @@ def _uniform_decoder(hidden: int, vocab: int, isa: str) -> _core.Decoder:
         inv_freq=np.ones(hidden // 2),
     )
     embedding = np.ones((vocab, hidden), np.float32)
-    return _core.Decoder(config, [layer], embedding, ones, screened_head=True, isa=isa)
+    return _core.Decoder(config, [layer], embedding, ones, head_kind="exact", isa=isa)

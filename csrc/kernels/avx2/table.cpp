@@ -19,6 +19,7 @@ using scalar::selected_rows;
 using scalar::ternary5_linear;
 void ternary2_linear(const TernaryLinearArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;
+void screen_rest(const ScreenRestArgs& a) noexcept;
 
 extern const KernelTable kTable;
 const KernelTable kTable = {

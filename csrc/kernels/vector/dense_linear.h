@@ -18,6 +18,8 @@ constexpr std::size_t kDensePrefetch = 4096;  // bytes
 template <typename Format, std::size_t kRows, std::size_t kTokens>
 inline void dense_tile(const DenseLinearArgs& a, std::size_t row, std::size_t token) {
   constexpr std::size_t kStep = kDenseSums * kLanes;
+  // One row alone is not part of a stream.
+  const std::size_t ahead = a.row_end - a.row_begin > 1 ? kDensePrefetch : 0;
   const auto* w = static_cast<const typename Format::Element*>(a.weights) + row * a.k;
   const float* x = a.x + token * a.k;
   Vec sums[kRows][kTokens][kDenseSums];
@@ -29,7 +31,7 @@ inline void dense_tile(const DenseLinearArgs& a, std::size_t row, std::size_t to
   std::size_t k = 0;
   for (; k + kStep <= a.k; k += kStep) {
     for (std::size_t r = 0; r < kRows; ++r) {
-      prefetch_ahead<kStep * sizeof(*w)>(w + r * a.k + k, kDensePrefetch);
+      prefetch_ahead<kStep * sizeof(*w)>(w + r * a.k + k, ahead);
     }
     for (std::size_t i = 0; i < kDenseSums; ++i) {
       Vec xs[kTokens];

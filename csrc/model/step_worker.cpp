@@ -104,11 +104,10 @@ void StepWorker::quantize_row(const Linear& linear, const float* row, std::size_
 void StepWorker::multiply(const Linear& linear, Output output, float* out, std::size_t out_stride) {
   const TernaryMatrix& m = *linear.matrix;
   const auto [first, last] = ctx_.share(m.panels());
-  const auto op =
-      m.format() == TernaryFormat::kTwoBit ? kernels_.ternary2_linear : kernels_.ternary5_linear;
-  op({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, q_,
-      round_up(m.in_features(), kRowPadding), act_scale_, act_sum_, tokens_, out, out_stride,
-      output == Output::kAdd ? out : nullptr, ws_.panels.data() + me_ * ws_.panels_stride});
+  linear.kernel->linear({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, q_,
+                         round_up(m.in_features(), kRowPadding), act_scale_, act_sum_, tokens_, out,
+                         out_stride, output == Output::kAdd ? out : nullptr,
+                         ws_.panels.data() + me_ * ws_.panels_stride});
 }
 
 void StepWorker::attention_block(std::size_t index) {

@@ -29,8 +29,12 @@ def ternary_linear(
     act_sum: I32Array,
     out: F32Array,
     residual: F32Array | None = None,
+    kernel: str = "",
 ) -> None:
-    """Write the linear of int8 [T, padded K], float32 [T] and int32 [T] to float32 [T, N]."""
+    """Write the linear of int8 [T, padded K], float32 [T] and int32 [T] to float32 [T, N].
+
+    `kernel` is one of `ternary_kernels`, or "" for the best guess among those of the format.
+    """
 
 def rope(isa: str, x: F32Array, cos: F32Array, sin: F32Array) -> None:
     """Rotate float32 [H, D] in place by float32 [D / 2]."""

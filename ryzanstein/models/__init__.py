@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ryzanstein._core import Decoder, DecoderConfig, preferred_ternary_format
+from ryzanstein._core import Decoder, DecoderConfig, resolve_isa
 from ryzanstein.errors import UnsupportedFormatError, ValidationError
 from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
 from ryzanstein.loaders.json_file import read_json_object
@@ -17,8 +17,9 @@ from ryzanstein.models.config import ModelConfig, parse_config, require_architec
 from ryzanstein.models.fields import Fields
 from ryzanstein.models.llama import LLAMA
 from ryzanstein.models.rope import inverse_frequencies
-from ryzanstein.models.tensors import check_tensors
+from ryzanstein.models.tensors import check_tensors, matrix_shapes
 from ryzanstein.models.weights import WeightReader
+from ryzanstein.tuning import choose_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,17 +88,19 @@ def load_model(
         CorruptFileError: a file is damaged or contradicts another.
         UnsupportedFormatError: an architecture or quantisation this engine does not compute.
         QuantizationError: weights that cannot be represented.
-        ValidationError: threads below one, or a tier this machine does not have.
+        ValidationError: threads below one, or a tier or ternary kernel this machine does not have.
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
-    ternary_format = preferred_ternary_format(isa)  # a wrong tier is refused before the work
+    resolve_isa(isa)  # a wrong tier is refused before the work
     config, family = _read_config(directory)
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
+    shapes = matrix_shapes(config, family)
+    kernels = choose_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads)
     total = sum(checkpoint.info(name).nbytes for name in checkpoint)
     with _progress(f"Loading {directory.name}", total, shown=progress) as advance:
-        reader = WeightReader(checkpoint, config, family, ternary_format, advance)
+        reader = WeightReader(checkpoint, config, family, kernels, advance)
         embedding, lm_head = reader.embedding(), reader.lm_head()
         with ThreadPoolExecutor(threads) as pool:
             layers = list(pool.map(reader.layer, range(config.num_layers)))

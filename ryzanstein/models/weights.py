@@ -8,15 +8,16 @@ import numpy as np
 
 from ryzanstein._core import LayerWeights, Linear, TernaryMatrix
 from ryzanstein.errors import CorruptFileError, QuantizationError
-from ryzanstein.models.tensors import linear_shapes
+from ryzanstein.models.tensors import fused_shape, linear_shapes
 from ryzanstein.quant import first_non_finite, output_scale, to_float32
+from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from ryzanstein._core import DenseArray, F32Array, TernaryFormat
+    from ryzanstein._core import DenseArray, F32Array
     from ryzanstein.loaders.checkpoint import Checkpoint
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
@@ -37,11 +38,14 @@ class WeightReader:
         checkpoint: Checkpoint,
         config: ModelConfig,
         family: Family,
-        ternary_format: TernaryFormat,
+        kernels: Mapping[tuple[int, int], str],
         advance: Callable[[int], None],
     ) -> None:
-        """Take a callback that is told the bytes of each tensor once it has been read."""
-        self._ternary_format = ternary_format
+        """Take the kernel of each matrix shape (`matrix_shapes`), and a callback.
+
+        The callback is told the bytes of each tensor once it has been read.
+        """
+        self._kernels = kernels
         self._checkpoint = checkpoint
         self._config = config
         self._family = family
@@ -105,24 +109,22 @@ class WeightReader:
     def _linears(self, prefix: str, names: tuple[str, ...]) -> list[Linear]:
         """Return one fused linear, or one for each name where each has a norm of its own."""
         if not self._config.quantization.input_norm:
-            return [Linear(self._matrix(prefix, names))]
-        return [
-            Linear(
-                self._matrix(prefix, (name,)),
-                self._norm(prefix + name + self._family.linear_norm),
-                self._config.quantization.input_norm_eps,
-            )
-            for name in names
-        ]
+            return [self._linear(prefix, names)]
+        epsilon = self._config.quantization.input_norm_eps
+        norms = {name: self._norm(prefix + name + self._family.linear_norm) for name in names}
+        return [self._linear(prefix, (name,), norms[name], epsilon) for name in names]
 
-    def _matrix(self, prefix: str, names: tuple[str, ...]) -> TernaryMatrix:
-        rows = sum(self._shapes[name][0] for name in names)
-        matrix = TernaryMatrix(rows, self._shapes[names[0]][1], self._ternary_format)
+    def _linear(
+        self, prefix: str, names: tuple[str, ...], norm: F32Array | None = None, eps: float = 0.0
+    ) -> Linear:
+        shape = fused_shape(self._shapes, names)
+        kernel = self._kernels[shape]
+        matrix = TernaryMatrix(*shape, format_of(kernel))
         row = 0
         for name in names:
             self._pack(matrix, row, prefix + name)
             row += self._shapes[name][0]
-        return matrix
+        return Linear(matrix, norm, eps, kernel)
 
     def _pack(self, matrix: TernaryMatrix, row: int, linear: str) -> None:
         weight = f"{linear}.weight"

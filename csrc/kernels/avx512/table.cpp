@@ -2,17 +2,8 @@
 // The vector type comes first: the shared bodies are written against it.
 #include "kernels/vector/ops.h"
 
-namespace ryz::scalar {
-
-void ternary5_linear(const TernaryLinearArgs& a) noexcept;
-
-}  // namespace ryz::scalar
-
 namespace ryz::avx512 {
 
-// Without byte permutes the digits cost more than the bandwidth they save: never the faster format.
-using scalar::ternary5_linear;
-void ternary2_linear(const TernaryLinearArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;
 
 extern const KernelTable kTable;

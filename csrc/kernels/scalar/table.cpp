@@ -4,9 +4,7 @@
 
 namespace ryz::scalar {
 
-void ternary2_linear(const TernaryLinearArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;
-void ternary5_linear(const TernaryLinearArgs& a) noexcept;
 
 extern const KernelTable kTable;
 const KernelTable kTable = {

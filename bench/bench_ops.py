@@ -22,11 +22,12 @@ from tolerances import ATTENTION, ATTENTION_INT8, reduction, roundings
 from bench.shapes import PRESETS
 from ryzanstein import _core
 from ryzanstein._core import ops
+from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ryzanstein._core import DenseArray, F32Array, I8Array, TernaryFormat
+    from ryzanstein._core import DenseArray, F32Array, I8Array
     from ryzanstein.config import KVDtype
 
 _SHAPE = PRESETS["2b-4t"]
@@ -56,21 +57,21 @@ def _record(benchmark: Any, *, nbytes: int = 0, products: int = 0) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 8, 128])
-@pytest.mark.parametrize("kind", ["two_bit", "five_trit"])
+@pytest.mark.parametrize("kernel", _core.ternary_kernels())
 @pytest.mark.parametrize("name", _LINEARS)
-def test_ternary_linear(benchmark: Any, name: str, kind: TernaryFormat, tokens: int) -> None:
+def test_ternary_linear(benchmark: Any, name: str, kernel: str, tokens: int) -> None:
     rows, columns = _LINEARS[name]
     rng = np.random.default_rng(0)
     codes: I8Array = rng.integers(-1, 2, (rows, columns), dtype=np.int8)
     row_scales = rng.uniform(0.5, 2, rows).astype(np.float32)
-    matrix = _core.TernaryMatrix(rows, columns, kind)
+    matrix = _core.TernaryMatrix(rows, columns, format_of(kernel))
     matrix.pack_codes(0, codes, row_scales)
     q = np.zeros((tokens, -(-columns // _ROW_PADDING) * _ROW_PADDING), np.int8)
     q[:, :columns] = rng.integers(-127, 128, (tokens, columns))
     act_scale = rng.uniform(0.5, 2, tokens).astype(np.float32)
     act_sum = q.sum(axis=1, dtype=np.int32)
     out = np.empty((tokens, rows), np.float32)
-    benchmark(ops.ternary_linear, _ISA, matrix, q, act_scale, act_sum, out)
+    benchmark(ops.ternary_linear, _ISA, matrix, q, act_scale, act_sum, out, None, kernel)
     # Sums of integers below 2^53 are exact in float64, and its matrix product is fast.
     sums = q[:, :columns].astype(np.float64) @ codes.T.astype(np.float64)
     expected = sums.astype(np.float32) * (row_scales[None, :] * act_scale[:, None])

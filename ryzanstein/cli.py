@@ -18,6 +18,7 @@ from ryzanstein.cpu import peak_resident_bytes
 from ryzanstein.errors import RyzansteinError, ValidationError
 from ryzanstein.llm import LLM, describe
 from ryzanstein.loaders.weight_cache import default_weight_cache
+from ryzanstein.tuning import Measured, remembered_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,8 +38,10 @@ Exit codes:
 Environment:
   RYZANSTEIN_THREADS   threads to compute with (default: one per usable physical core)
   RYZANSTEIN_ISA       scalar, avx2 or avx512 (default: the best this machine has)
-  RYZANSTEIN_CACHE     where packed weights are kept (default: ~/.cache/ryzanstein)
-  RYZANSTEIN_CACHE_LIMIT   gigabytes of them to keep, 0 for none (default: 16)
+  RYZANSTEIN_CACHE     where packed weights and kernel timings are kept (default:
+                       ~/.cache/ryzanstein)
+  RYZANSTEIN_CACHE_LIMIT   gigabytes of packed weights to keep, 0 for none (default: 16)
+  RYZANSTEIN_TERNARY_KERNEL   two_bit, five_trit or a kernel's name (default: the fastest here)
   HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN   where hub models come from
 """
 
@@ -224,9 +227,16 @@ def doctor(as_json: _Json = False) -> None:
       ryzanstein doctor
       ryzanstein doctor --json
     """
+    report = examine()
+    kernels = remembered_kernels(isa=report.isa, threads=report.threads)
+    shown = dataclasses.asdict if as_json else _measured_line
     cache = default_weight_cache()
-    kept = None if cache is None else cache.report()
-    _print_report(dataclasses.asdict(examine()) | {"weight_cache": kept}, as_json)
+    _print_report(
+        dataclasses.asdict(report)
+        | {"ternary_kernels": {shape: shown(measured) for shape, measured in kernels.items()}}
+        | {"weight_cache": None if cache is None else cache.report()},
+        as_json,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -315,6 +325,14 @@ def _stats_line(completion: Completion) -> str:
             f"peak memory {peak_resident_bytes() / 1e9:.2f} GB",
         )
     )
+
+
+def _measured_line(measured: Measured) -> str:
+    timings = (
+        f"{name} {timing.one_token * 1e6:.0f}/{timing.many_tokens * 1e6:.0f}"
+        for name, timing in measured.timings.items()
+    )
+    return f"{measured.chosen} (us for one/many tokens: {', '.join(timings)})"
 
 
 def _print_report(report: Mapping[str, object], as_json: bool) -> None:

@@ -15,6 +15,7 @@ from ryzanstein.errors import ValidationError
 __all__ = [
     "DoctorReport",
     "Host",
+    "cache_sizes",
     "check_threads",
     "default_threads",
     "doctor",
@@ -79,6 +80,12 @@ def read_host(root: Path = Path("/"), cpus: frozenset[int] | None = None) -> Hos
         memory_bytes=total,
         free_bytes=free,
     )
+
+
+def cache_sizes(root: Path = Path("/")) -> list[str]:
+    """Return what /sys says of the sizes of CPU 0's caches, first level first."""
+    caches = sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    return [_first_line(path) for path in caches]
 
 
 def default_threads() -> int:

@@ -398,7 +398,8 @@ def _packed_weights(directory: Path, config: ModelConfig) -> dict[str, object] |
     cache = default_weight_cache()
     if cache is None:
         return None
-    path = cache.path(packing_identity(Checkpoint(directory), config, choose_packing(config, None)))
+    packing = choose_packing(config, isa=None, threads=default_threads())
+    path = cache.path(packing_identity(Checkpoint(directory), config, packing))
     if not path.exists():
         return None
     return {"path": str(path), "bytes": path.stat().st_size}

@@ -48,7 +48,7 @@ MAY_INCLUDE = {
     "model": {"kv", "kernels", "quant", "cpu", "base"},
     "bindings": {"model", "sampling", "kv", "kernels", "quant", "cpu", "base"},
 }
-TIERS = {"scalar", "avx2", "avx512", "avx512vbmi"}
+TIERS = {"scalar", "avx2", "avxvnni", "avx512", "avx512vbmi"}
 # All that code compiled for one tier may see: anything else could bring inline functions whose
 # one copy in the module would then need that tier.
 TIER_PROJECT = re.compile(r"kernels/(ops\.h|(vector|scalar|avx2|avx512|avx512vbmi)/\w+\.h)")

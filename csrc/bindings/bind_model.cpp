@@ -27,8 +27,8 @@ Activation activation(const std::string& name) {
 }
 
 Linear make_linear(const std::shared_ptr<TernaryMatrix>& matrix, const OptionalNorm& norm,
-                   float norm_eps) {
-  return {matrix, optional_norm(norm, "norm"), norm_eps};
+                   float norm_eps, const std::string& kernel) {
+  return {matrix, optional_norm(norm, "norm"), norm_eps, kernel};
 }
 
 LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn_in, Linear o_proj,
@@ -189,7 +189,8 @@ Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
 void bind_weights(py::module_& m) {
   py::class_<Linear>(m, "Linear")
       .def(py::init(&make_linear), py::arg("matrix").none(false),
-           py::arg("norm").noconvert() = py::none(), py::arg("norm_eps") = 1e-6f)
+           py::arg("norm").noconvert() = py::none(), py::arg("norm_eps") = 1e-6f,
+           py::arg("kernel") = "")
       .def_property_readonly("matrix", [](const Linear& linear) { return linear.matrix; });
   py::class_<LayerWeights>(m, "LayerWeights")
       .def(py::init(&make_layer), py::kw_only(), py::arg("input_norm").noconvert(),

@@ -70,7 +70,7 @@ py::tuple quantize(const std::string& isa, const Floats& x, Array<std::int8_t> q
 void ternary_linear(const std::string& isa, const TernaryMatrix& matrix,
                     const Array<std::int8_t>& q, const Floats& act_scale,
                     const Array<std::int32_t>& act_sum, Floats out,
-                    const std::optional<Floats>& residual) {
+                    const std::optional<Floats>& residual, const std::string& kernel) {
   expect_ndim(q, 2, "q");
   const std::size_t tokens = dim(q, 0);
   if (dim(q, 1) < matrix.blocks() * block_columns(matrix.format())) {
@@ -81,13 +81,11 @@ void ternary_linear(const std::string& isa, const TernaryMatrix& matrix,
   expect_size(out, tokens * matrix.out_features(), "out");
   if (residual) expect_size(*residual, tokens * matrix.out_features(), "residual");
   const Buffer scratch(ternary_scratch_bytes(matrix.in_features()), "weight panel");
-  const KernelTable& kernels = table(isa);
-  const auto op =
-      matrix.format() == TernaryFormat::kTwoBit ? kernels.ternary2_linear : kernels.ternary5_linear;
-  op({matrix.packed(), matrix.row_scale(), matrix.out_features(), matrix.blocks(), 0,
-      matrix.panels(), q.data(), dim(q, 1), act_scale.data(), act_sum.data(), tokens,
-      out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr,
-      scratch.as<std::uint8_t>()});
+  const TernaryKernel& op = ternary_kernel(resolve_isa(isa), matrix.format(), kernel);
+  op.linear({matrix.packed(), matrix.row_scale(), matrix.out_features(), matrix.blocks(), 0,
+             matrix.panels(), q.data(), dim(q, 1), act_scale.data(), act_sum.data(), tokens,
+             out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr,
+             scratch.as<std::uint8_t>()});
 }
 
 Array<std::int32_t> first_of(const std::vector<std::int32_t>& selected, std::size_t count) {
@@ -361,7 +359,7 @@ void bind_ops(py::module_& m) {
         py::arg("mean_count") = py::none());
   m.def("ternary_linear", &ternary_linear, py::arg("isa"), py::arg("matrix"), array("q"),
         array("act_scale"), array("act_sum"), array("out"),
-        py::arg("residual").noconvert() = py::none());
+        py::arg("residual").noconvert() = py::none(), py::arg("kernel") = "");
   m.def("select_gates", &select_gates, py::arg("isa"), array("gate"), py::arg("begin"),
         py::arg("end"));
   m.def("select_nonzero", &select_nonzero, py::arg("isa"), array("q"));

@@ -1,10 +1,24 @@
 #include "kernels/dispatch.h"
 
+#include <vector>
+
+#include "base/error.h"
+
 namespace ryz {
 
-#ifdef RYZ_HAVE_AVX512
+#define RYZ_TERNARY_KERNELS(instructions)                    \
+  namespace instructions {                                   \
+  void ternary2_linear(const TernaryLinearArgs& a) noexcept; \
+  void ternary5_linear(const TernaryLinearArgs& a) noexcept; \
+  }
+RYZ_TERNARY_KERNELS(scalar)
+RYZ_TERNARY_KERNELS(avx2)
+RYZ_TERNARY_KERNELS(avxvnni)
+RYZ_TERNARY_KERNELS(avx512)
+RYZ_TERNARY_KERNELS(avx512vbmi)
+#undef RYZ_TERNARY_KERNELS
+
 namespace avx512vbmi {
-void ternary5_linear(const TernaryLinearArgs& a) noexcept;
 void select_gates(const SelectGatesArgs& a) noexcept;
 void select_nonzero(const SelectNonzeroArgs& a) noexcept;
 void selected_rows(const SelectedRowsArgs& a) noexcept;
@@ -13,11 +27,32 @@ void selected_columns(const SelectedColumnsArgs& a) noexcept;
 
 namespace {
 
+#define RYZ_TWO_BIT(instructions) \
+  {"two_bit/" #instructions, TernaryFormat::kTwoBit, instructions::ternary2_linear}
+#define RYZ_FIVE_TRIT(instructions) \
+  {"five_trit/" #instructions, TernaryFormat::kFiveTrit, instructions::ternary5_linear}
+
+constexpr TernaryKernel kScalarKernels[] = {RYZ_TWO_BIT(scalar), RYZ_FIVE_TRIT(scalar)};
+
+#ifdef RYZ_HAVE_AVX2
+// Finer features first: where the CPU lacks them, the list begins behind them.
+constexpr TernaryKernel kAvx2Kernels[] = {RYZ_TWO_BIT(avxvnni), RYZ_FIVE_TRIT(avxvnni),
+                                          RYZ_TWO_BIT(avx2), RYZ_FIVE_TRIT(avx2)};
+#endif
+
+#ifdef RYZ_HAVE_AVX512
+constexpr TernaryKernel kAvx512Kernels[] = {RYZ_FIVE_TRIT(avx512vbmi), RYZ_TWO_BIT(avx512),
+                                            RYZ_FIVE_TRIT(avx512)};
+#endif
+
+#undef RYZ_TWO_BIT
+#undef RYZ_FIVE_TRIT
+
+#ifdef RYZ_HAVE_AVX512
 // The AVX-512 tier with what the finer features of this CPU add.
 KernelTable avx512_table() {
   KernelTable table = avx512::kTable;
   if (cpu_features().avx512vbmi) {
-    table.ternary5_linear = avx512vbmi::ternary5_linear;
     table.select_gates = avx512vbmi::select_gates;
     table.select_nonzero = avx512vbmi::select_nonzero;
     table.selected_rows = avx512vbmi::selected_rows;
@@ -25,9 +60,9 @@ KernelTable avx512_table() {
   }
   return table;
 }
+#endif
 
 }  // namespace
-#endif
 
 const KernelTable& kernel_table(Isa isa) {
   switch (isa) {
@@ -46,20 +81,36 @@ const KernelTable& kernel_table(Isa isa) {
   }
 }
 
-TernaryFormat preferred_format(Isa isa) {
-  return isa == Isa::kAvx512 && cpu_features().avx512vbmi ? TernaryFormat::kFiveTrit
-                                                          : TernaryFormat::kTwoBit;
+std::span<const TernaryKernel> ternary_kernels(Isa isa) {
+  switch (isa) {
+#ifdef RYZ_HAVE_AVX512
+    case Isa::kAvx512:
+      return std::span(kAvx512Kernels).subspan(cpu_features().avx512vbmi ? 0 : 1);
+#endif
+#ifdef RYZ_HAVE_AVX2
+    case Isa::kAvx2:
+      return std::span(kAvx2Kernels).subspan(cpu_features().avx_vnni ? 0 : 2);
+#endif
+    default:
+      return kScalarKernels;
+  }
+}
+
+const TernaryKernel& ternary_kernel(Isa isa, TernaryFormat format, const std::string& name) {
+  std::string names;
+  for (const TernaryKernel& kernel : ternary_kernels(isa)) {
+    if (kernel.format != format) continue;
+    if (name.empty() || name == kernel.name) return kernel;
+    names += (names.empty() ? "" : ", ") + std::string(kernel.name);
+  }
+  throw ValidationError("[ternary_kernel] '" + name + "' does not read " + format_name(format) +
+                        " matrices under tier " + isa_name(isa) + "; use one of: " + names);
 }
 
 bool has_selected_kernels(Isa isa) { return isa == Isa::kAvx512 && cpu_features().avx512vbmi; }
 
 std::map<std::string, std::string> describe_kernels(Isa isa) {
-  const TernaryFormat format = preferred_format(isa);
-  const char* with = isa == Isa::kScalar                ? "plain C++"
-                     : isa == Isa::kAvx2                ? "vpmaddubsw ymm"
-                     : format == TernaryFormat::kTwoBit ? "vpdpbusd zmm"
-                                                        : "vpermi2b + vpdpbusd zmm";
-  return {{"ternary_linear", std::string(format_name(format)) + ", " + with}};
+  return {{"ternary_linear", ternary_kernels(isa).front().name}};
 }
 
 }  // namespace ryz

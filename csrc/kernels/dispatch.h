@@ -1,7 +1,9 @@
-// The kernel table of each tier. A tier is chosen once, when a decoder is made.
+// The kernel table of each tier, and the ternary kernels to choose from. A tier is chosen once,
+// when a decoder is made; a ternary kernel for each matrix.
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 
 #include "cpu/features.h"
@@ -9,16 +11,27 @@
 
 namespace ryz {
 
-// `isa` must come from resolve_isa(): only then can this CPU run what the table points to.
+// `isa` must come from resolve_isa(), here and below: only then can this CPU run what is returned.
 const KernelTable& kernel_table(Isa isa);
 
-// The ternary format this tier reads fastest on this CPU.
-TernaryFormat preferred_format(Isa isa);
+// One way to compute a ternary linear. All give the same bits.
+struct TernaryKernel {
+  const char* name;  // format/instructions, unique over all tiers
+  TernaryFormat format;
+  void (*linear)(const TernaryLinearArgs&) noexcept;
+};
+
+// Those of a tier that this CPU runs, both formats among them; the first is the best guess.
+std::span<const TernaryKernel> ternary_kernels(Isa isa);
+
+// The one of that name, or without a name the first of the format. Throws ValidationError where the
+// tier has none of that name, or it reads another format.
+const TernaryKernel& ternary_kernel(Isa isa, TernaryFormat format, const std::string& name);
 
 // Whether the ops on selected channels are more than their scalar bodies.
 bool has_selected_kernels(Isa isa);
 
-// For reports: op -> the format and instructions it rests on.
+// For reports: op -> the kernel that is taken where nothing was measured.
 std::map<std::string, std::string> describe_kernels(Isa isa);
 
 namespace scalar {

@@ -48,10 +48,10 @@ struct QuantizeArgs {
 };
 
 // Ternary linear over the row panels [panel_begin, panel_end) of a ternary.h layout, two-bit for
-// ternary2_linear and five-trit for ternary5_linear:
+// every ternary2_linear and five-trit for every ternary5_linear:
 //   out[t, n] = (sum_k q[t, k] * w[n, k]) * (row_scale[n] * act_scale[t]) + residual[t, n]
 // q is within [-127, 127], as quantize makes it. The sum is exact in int32 for every
-// k <= kMaxInFeatures (partial sums may wrap, the result fits), so both ops give the same bits.
+// k <= kMaxInFeatures (partial sums may wrap, the result fits), so all of them give the same bits.
 struct TernaryLinearArgs {
   const std::uint8_t* packed;  // [panels, blocks, 256], 64-byte aligned
   const float* row_scale;      // [panels * 64]
@@ -336,12 +336,11 @@ struct MultiplyAddProbeArgs {
   std::int32_t* out;
 };
 
-// Every op once: X(name, Args).
+// Every op of a tier once: X(name, Args). The ternary linear, of which a tier has several, is in
+// dispatch.h.
 #define RYZ_OPS(X)                         \
   X(rms_norm, RmsNormArgs)                 \
   X(quantize, QuantizeArgs)                \
-  X(ternary2_linear, TernaryLinearArgs)    \
-  X(ternary5_linear, TernaryLinearArgs)    \
   X(select_gates, SelectGatesArgs)         \
   X(select_nonzero, SelectNonzeroArgs)     \
   X(selected_rows, SelectedRowsArgs)       \

@@ -30,11 +30,12 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
       pool_(threads),
       head_(lm_head, head_kind, kernels_) {
   validate_model(config_, layers_, embedding_, final_norm_, lm_head);
-  const auto add = [this](const Linear& linear) {
+  const auto add = [this](Linear& linear) {
+    linear.kernel = &ternary_kernel(isa_, linear.matrix->format(), linear.kernel_name);
     multiplications_per_token_ += size_of(linear);
     linear_bytes_ += linear.matrix->bytes();
   };
-  for (const LayerWeights& layer : layers_) {
+  for (LayerWeights& layer : layers_) {
     std::for_each(layer.attn_in.begin(), layer.attn_in.end(), add);
     std::for_each(layer.mlp_in.begin(), layer.mlp_in.end(), add);
     add(layer.o_proj);

@@ -129,16 +129,16 @@ QuantizeArgs StepWorker::quantize_args(const float* row, std::size_t t,
 
 void StepWorker::multiply(const Linear& linear, Output output, float* out, std::size_t out_stride) {
   const auto [first, last] = ctx_.share(linear.matrix->panels());
-  multiply_panels(*linear.matrix, first, last, output, out, out_stride);
+  multiply_panels(linear, first, last, output, out, out_stride);
 }
 
-void StepWorker::multiply_panels(const TernaryMatrix& m, std::size_t first, std::size_t last,
+void StepWorker::multiply_panels(const Linear& linear, std::size_t first, std::size_t last,
                                  Output output, float* out, std::size_t out_stride) {
-  const auto op =
-      m.format() == TernaryFormat::kTwoBit ? kernels_.ternary2_linear : kernels_.ternary5_linear;
-  op({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, q_,
-      round_up(m.in_features(), kRowPadding), act_scale_, act_sum_, tokens_, out, out_stride,
-      output == Output::kAdd ? out : nullptr, ws_.panels.data() + me_ * ws_.panels_stride});
+  const TernaryMatrix& m = *linear.matrix;
+  linear.kernel->linear({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, q_,
+                         round_up(m.in_features(), kRowPadding), act_scale_, act_sum_, tokens_, out,
+                         out_stride, output == Output::kAdd ? out : nullptr,
+                         ws_.panels.data() + me_ * ws_.panels_stride});
 }
 
 void StepWorker::attention_block(std::size_t index) {
@@ -200,7 +200,7 @@ void StepWorker::feed_forward_token(std::size_t index) {
 
 // This thread's channels of gated = relu2(gate) * up. Returns how many gates are open.
 std::size_t StepWorker::gate_and_up(const LayerWeights& layer) {
-  const TernaryMatrix& gate_up = *layer.mlp_in.front().matrix;
+  const Linear& gate_up = layer.mlp_in.front();
   const std::size_t width = layer.channels();
   float* gate = ws_.gate_up.data();
   float* up = gate + width;
@@ -214,7 +214,7 @@ std::size_t StepWorker::gate_and_up(const LayerWeights& layer) {
   kernels_.select_gates({gate, begin, begin + count, selected, &open});
   if (layer.up_rows != nullptr && is_sparse(open, count, kUpBreakEven)) {
     std::fill_n(up + begin, count, 0.0f);
-    kernels_.selected_rows({layer.up_rows->packed(), gate_up.row_scale() + width,
+    kernels_.selected_rows({layer.up_rows->packed(), gate_up.matrix->row_scale() + width,
                             layer.up_rows->units(), selected, open, q_, *act_scale_, *act_sum_,
                             up});
   } else {

@@ -39,8 +39,8 @@ class StepWorker {
   QuantizeArgs quantize_args(const float* row, std::size_t t, const std::vector<float>& gain,
                              const Linear& linear, std::size_t mean_count) const;
   void multiply(const Linear& linear, Output output, float* out, std::size_t out_stride);
-  void multiply_panels(const TernaryMatrix& matrix, std::size_t first, std::size_t last,
-                       Output output, float* out, std::size_t out_stride);
+  void multiply_panels(const Linear& linear, std::size_t first, std::size_t last, Output output,
+                       float* out, std::size_t out_stride);
 
   const Step& s_;
   ThreadPool::Context& ctx_;

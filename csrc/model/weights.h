@@ -4,10 +4,11 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/dtype.h"
-#include "kernels/ops.h"
+#include "kernels/dispatch.h"
 #include "quant/ternary_matrix.h"
 #include "quant/ternary_rows.h"
 
@@ -31,11 +32,14 @@ struct DecoderConfig {
   std::size_t qkv_size() const { return q_size() + 2 * kv_size(); }
 };
 
-// A ternary linear; `norm`, when not empty, is an RMSNorm on its own input.
+// A ternary linear; `norm`, when not empty, is an RMSNorm on its own input. An empty kernel name
+// leaves the choice to the tier; the decoder looks it up.
 struct Linear {
   std::shared_ptr<const TernaryMatrix> matrix;
   std::vector<float> norm;
   float norm_eps;
+  std::string kernel_name;
+  const TernaryKernel* kernel = nullptr;
 };
 
 struct LayerWeights {

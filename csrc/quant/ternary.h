@@ -2,7 +2,7 @@
 // formats share the structure and differ in how many columns a byte holds:
 //
 //   two-bit    4 codes in a byte, bits 2p+1..2p: 2.0 bits per weight, unpacked by masks
-//   five-trit  5 base-3 digits in a byte: 1.6 bits per weight, unpacked by byte permutes (VBMI)
+//   five-trit  5 base-3 digits in a byte: 1.6 bits per weight, unpacked by byte tables
 //
 // A panel is 64 rows, four groups of 16; a block is 16 or 20 columns. One (panel, block) is 256
 // bytes, 64 for each group, and a panel's blocks follow each other: a kernel that walks the columns

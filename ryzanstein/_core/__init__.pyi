@@ -62,8 +62,27 @@ def probe_multiply_add(isa: str, threads: int) -> float | None:
         ValidationError: threads outside 1..1024, or a tier this machine does not have.
     """
 
-def preferred_ternary_format(isa: str | None = None) -> TernaryFormat:
-    """Return the format this tier reads fastest on this CPU."""
+def ternary_kernels(isa: str | None = None) -> list[str]:
+    """Return the ternary kernels that this CPU runs under a tier, the best guess first.
+
+    A name is the format a kernel reads, a slash and its instructions: "two_bit/avx2". All give the
+    same bits.
+
+    Raises:
+        ValidationError: a tier this machine does not have.
+    """
+
+def time_ternary_kernels(
+    rows: int, columns: int, *, isa: str, threads: int
+) -> dict[str, tuple[float, float]]:
+    """Return kernel name -> seconds for one product with 1 token and with 48, weights [N, K].
+
+    One token finds the weights in memory. Takes some 0.1 s and 100 MB.
+
+    Raises:
+        ValidationError: an unusable shape, tier or number of threads.
+        OutOfMemoryError: the buffers do not fit.
+    """
 
 def skips_zeros(isa: str | None = None) -> bool:
     """Return whether this tier has fast kernels on this CPU for feed-forwards that skip zeros."""
@@ -161,8 +180,13 @@ class Linear:
     """A ternary linear with an optional RMSNorm on its input."""
 
     def __init__(
-        self, matrix: TernaryMatrix, norm: F32Array | None = None, norm_eps: float = 1e-6
-    ) -> None: ...
+        self,
+        matrix: TernaryMatrix,
+        norm: F32Array | None = None,
+        norm_eps: float = 1e-6,
+        kernel: str = "",
+    ) -> None:
+        """Take one of `ternary_kernels`, or "" for the best guess among those of the format."""
     @property
     def matrix(self) -> TernaryMatrix: ...
 

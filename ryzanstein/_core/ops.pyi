@@ -40,8 +40,12 @@ def ternary_linear(
     act_sum: I32Array,
     out: F32Array,
     residual: F32Array | None = None,
+    kernel: str = "",
 ) -> None:
-    """Write the linear of int8 [T, padded K], float32 [T] and int32 [T] to float32 [T, N]."""
+    """Write the linear of int8 [T, padded K], float32 [T] and int32 [T] to float32 [T, N].
+
+    `kernel` is one of `ternary_kernels`, or "" for the best guess among those of the format.
+    """
 
 def select_gates(isa: str, gate: F32Array, begin: int, end: int) -> I32Array:
     """Return the indices in [begin, end) of gates that relu2 does not make exactly zero."""

@@ -10,24 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ryzanstein._core import (
-    Decoder,
-    DecoderConfig,
-    packing_fingerprint,
-)
+from ryzanstein._core import Decoder, DecoderConfig, packing_fingerprint, resolve_isa
 from ryzanstein.errors import RyzansteinError, UnsupportedFormatError, ValidationError
 from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
 from ryzanstein.loaders.json_file import read_json_object
 from ryzanstein.loaders.safetensors import TensorInfo
 from ryzanstein.models.bitnet import BITNET
 from ryzanstein.models.config import ModelConfig, parse_config, require_architecture
-from ryzanstein.models.feed_forward import SkipZeros
+from ryzanstein.models.feed_forward import SkipZeros, resolve_skip_zeros
 from ryzanstein.models.fields import Fields
 from ryzanstein.models.llama import LLAMA
-from ryzanstein.models.packing import Packing, choose_packing
+from ryzanstein.models.packing import Packing, resolve_head
 from ryzanstein.models.rope import inverse_frequencies
-from ryzanstein.models.tensors import check_tensors
+from ryzanstein.models.tensors import check_tensors, matrix_shapes
 from ryzanstein.models.weights import WeightReader
+from ryzanstein.tuning import choose_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,15 +119,17 @@ def load_model(
         CorruptFileError: a file is damaged or contradicts another.
         UnsupportedFormatError: an architecture or quantisation this engine does not compute.
         QuantizationError: weights that cannot be represented.
-        ValidationError: threads below one, or a tier this machine does not have.
+        ValidationError: threads below one, or a tier or ternary kernel this machine does not have.
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
+    resolve_isa(isa)  # a wrong tier is refused before the work
     config, family = _read_config(directory)
-    # A wrong tier is refused here, before the work.
-    packing = choose_packing(config, isa, skip_zeros, lm_head)
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
+    packing = choose_packing(
+        config, isa=isa, threads=threads, skip_zeros=skip_zeros, lm_head=lm_head
+    )
     build = _Build(checkpoint, config, family, packing, threads, isa)
     if weight_cache is None:
         return build.run(None, progress=progress)[0]
@@ -146,12 +145,35 @@ def load_model(
     return model
 
 
+def choose_packing(
+    config: ModelConfig,
+    *,
+    isa: str | None,
+    threads: int,
+    skip_zeros: SkipZeros | None = None,
+    lm_head: HeadKind = "exact",
+) -> Packing:
+    """Return how a model is packed for a tier and a number of threads of this machine.
+
+    Measures the kernels of its shapes where that has not been done yet.
+
+    Raises:
+        ValidationError: a tier this machine does not have, or an unknown kernel in the environment.
+    """
+    shapes = matrix_shapes(config, _FAMILIES[config.architecture])
+    return Packing(
+        choose_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads),
+        resolve_skip_zeros(skip_zeros, config, isa),
+        resolve_head(lm_head, config),
+    )
+
+
 def packing_identity(checkpoint: Checkpoint, config: ModelConfig, packing: Packing) -> str:
     """Return what the packed weights of a checkpoint depend on, as text."""
     parts = {
         "checkpoint": checkpoint.identity(),
         "config": dataclasses.asdict(config),
-        "packing": dataclasses.asdict(packing),
+        "packing": packing.identity(),
         "layouts": packing_fingerprint(),
     }
     return json.dumps(parts, sort_keys=True)

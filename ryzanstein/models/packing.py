@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ryzanstein._core import preferred_ternary_format
-from ryzanstein.models.feed_forward import resolve_skip_zeros
+from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
-    from ryzanstein._core import TernaryFormat
+    from collections.abc import Mapping
+
     from ryzanstein.config import HeadKind
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.feed_forward import SkipZeros
 
-__all__ = ["Packing", "choose_packing"]
+__all__ = ["Packing", "resolve_head"]
 
 # From 32 MB of bf16 on, reading a third of the bytes of a head is worth the codes' own memory.
 _CODED_HEAD_ELEMENTS = 1 << 24
@@ -22,27 +22,22 @@ _CODED_HEAD_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The format of ternary matrices, the copies that feed-forwards get, and the head's codes."""
+    """The kernels of ternary matrices, the copies that feed-forwards get, and the head's codes.
 
-    ternary_format: TernaryFormat
+    Kernels are by shape (out-features, in-features), as the checkpoint has it.
+    """
+
+    kernels: Mapping[tuple[int, int], str]
     skip_zeros: SkipZeros
     head: HeadKind
 
+    def identity(self) -> dict[str, object]:
+        """Return what the packed bytes depend on: of a kernel, the format it reads."""
+        formats = {f"{n}x{k}": format_of(kernel) for (n, k), kernel in self.kernels.items()}
+        return {"formats": formats, "skip_zeros": self.skip_zeros, "head": self.head}
 
-def choose_packing(
-    config: ModelConfig,
-    isa: str | None,
-    skip_zeros: SkipZeros | None = None,
-    lm_head: HeadKind = "exact",
-) -> Packing:
-    """Return how a model is packed for a tier of this machine.
 
-    An exact head too small to gain by codes is dense.
-
-    Raises:
-        ValidationError: a tier this machine does not have.
-    """
-    if lm_head == "exact" and config.vocab_size * config.hidden_size < _CODED_HEAD_ELEMENTS:
-        lm_head = "dense"
-    skip_zeros = resolve_skip_zeros(skip_zeros, config, isa)
-    return Packing(preferred_ternary_format(isa), skip_zeros, lm_head)
+def resolve_head(lm_head: HeadKind, config: ModelConfig) -> HeadKind:
+    """Return the kind of head to use: an exact one too small to gain by codes is dense."""
+    is_small = config.vocab_size * config.hidden_size < _CODED_HEAD_ELEMENTS
+    return "dense" if lm_head == "exact" and is_small else lm_head

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ryzanstein.loaders.checkpoint import Checkpoint
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
-__all__ = ["check_tensors", "linear_shapes"]
+__all__ = ["check_tensors", "fused_shape", "linear_shapes", "matrix_shapes"]
 
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -44,6 +44,20 @@ def linear_shapes(config: ModelConfig, family: Family) -> dict[str, tuple[int, i
         up: (inner, hidden),
         family.down_proj: (hidden, inner),
     }
+
+
+def fused_shape(shapes: Mapping[str, tuple[int, int]], names: tuple[str, ...]) -> tuple[int, int]:
+    """Return the shape of one matrix with the rows of all these linears."""
+    return sum(shapes[name][0] for name in names), shapes[names[0]][1]
+
+
+def matrix_shapes(config: ModelConfig, family: Family) -> set[tuple[int, int]]:
+    """Return the shapes of the matrices that a layer's linears are packed into."""
+    shapes = linear_shapes(config, family)
+    if config.quantization.input_norm:  # each linear has an input of its own
+        return set(shapes.values())
+    fused = (family.attn_in, (family.o_proj,), family.mlp_in, (family.down_proj,))
+    return {fused_shape(shapes, names) for names in fused}
 
 
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig, family: Family) -> None:

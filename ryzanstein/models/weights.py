@@ -9,8 +9,9 @@ import numpy as np
 from ryzanstein._core import LayerWeights, Linear, TernaryMatrix, TernaryRows
 from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
-from ryzanstein.models.tensors import linear_shapes
+from ryzanstein.models.tensors import fused_shape, linear_shapes
 from ryzanstein.quant import first_non_finite, output_scale, to_float32
+from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +89,8 @@ class WeightReader:
             }
         gate_up, down, live = self._live_channels(prefix)
         parts = {
-            "mlp_in": [Linear(gate_up)],
-            "down_proj": Linear(down),
+            "mlp_in": [Linear(gate_up, kernel=self._kernel(family.mlp_in))],
+            "down_proj": Linear(down, kernel=self._kernel((family.down_proj,))),
             "ffn_sub_norm": gain if gain is None or live is None else gain[live],
         }
         channels = down.in_features
@@ -178,15 +179,18 @@ class WeightReader:
     def _linears(self, prefix: str, names: tuple[str, ...]) -> list[Linear]:
         """Return one fused linear, or one for each name where each has a norm of its own."""
         if not self._config.quantization.input_norm:
-            return [Linear(self._matrix(prefix, names))]
-        return [
-            Linear(
-                self._matrix(prefix, (name,)),
-                self._norm(prefix + name + self._family.linear_norm),
-                self._config.quantization.input_norm_eps,
-            )
-            for name in names
-        ]
+            return [self._linear(prefix, names)]
+        epsilon = self._config.quantization.input_norm_eps
+        norms = {name: self._norm(prefix + name + self._family.linear_norm) for name in names}
+        return [self._linear(prefix, (name,), norms[name], epsilon) for name in names]
+
+    def _linear(
+        self, prefix: str, names: tuple[str, ...], norm: F32Array | None = None, eps: float = 0.0
+    ) -> Linear:
+        return Linear(self._matrix(prefix, names), norm, eps, self._kernel(names))
+
+    def _kernel(self, names: tuple[str, ...]) -> str:
+        return self._packing.kernels[fused_shape(self._shapes, names)]
 
     def _matrix(
         self, prefix: str, names: tuple[str, ...], channels: int | None = None
@@ -195,10 +199,9 @@ class WeightReader:
 
         `channels` are how many of the feed-forward's are stored, for its matrices.
         """
-        rows = sum(self._shapes[name][0] for name in names)
-        columns = self._shapes[names[0]][1]
+        rows, columns = fused_shape(self._shapes, names)
         key = self._key(prefix, names)
-        ternary_format = self._packing.ternary_format
+        ternary_format = format_of(self._kernel(names))
         if self._packed is not None:
             if channels is not None:
                 is_down = names == (self._family.down_proj,)

@@ -26,6 +26,7 @@ from ryzanstein.models import (
     packing_identity,
     read_config,
 )
+from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +69,7 @@ def results(model: LoadedModel) -> list[bytes]:
 
 def file_of(directory: Path, cache: WeightCache, isa: str | None = None) -> Path:
     config = read_config(directory)
-    chosen = choose_packing(config, isa)
+    chosen = choose_packing(config, isa=isa, threads=1)
     return cache.path(packing_identity(Checkpoint(directory), config, chosen))
 
 
@@ -138,7 +139,7 @@ def test_every_tier_finds_its_own_format(isa: str, checkpoint: Path, cache: Weig
     warm = load(checkpoint, cache, isa=isa)
     assert warm.mapped_bytes > 0
     assert results(warm) == expected
-    formats = {_core.preferred_ternary_format(other) for other in _core.available_isas()}
+    formats = {format_of(_core.ternary_kernels(other)[0]) for other in _core.available_isas()}
     assert len(list(cache.directory.iterdir())) == len(formats)
 
 
@@ -212,7 +213,9 @@ def test_stored_arrays_of_another_shape_are_made_again(
 ) -> None:
     load(checkpoint, cache)
     config = read_config(checkpoint)
-    identity = packing_identity(Checkpoint(checkpoint), config, choose_packing(config, None))
+    identity = packing_identity(
+        Checkpoint(checkpoint), config, choose_packing(config, isa=None, threads=1)
+    )
     packed = cache.find(identity)
     assert packed is not None
     layer = "model.layers.0.mlp."

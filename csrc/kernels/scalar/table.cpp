@@ -5,10 +5,8 @@
 
 namespace ryz::scalar {
 
-void ternary2_linear(const TernaryLinearArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;
 void screen_rest(const ScreenRestArgs& a) noexcept;
-void ternary5_linear(const TernaryLinearArgs& a) noexcept;
 
 extern const KernelTable kTable;
 const KernelTable kTable = {

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
     from ryzanstein.engine.result import Completion, Piece
+    from ryzanstein.models import SkipZeros
 
 __all__ = ["LLM", "describe", "generate"]
 
@@ -59,6 +60,8 @@ class LLM:
             trained for, or what fits in memory if that is less.
         kv_dtype: how keys and values are stored, "f16" or "f32".
         isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
+        skip_zeros: zeros of feed-forwards that decoding one token passes over, with the same bits:
+            "none", those of "down" or "all"; None takes what is usually faster.
 
     Raises:
         ModelLoadError: the model is missing, damaged or unsupported.
@@ -80,6 +83,7 @@ class LLM:
         context_length: int | None = None,
         kv_dtype: KVDtype = "f16",
         isa: str | None = None,
+        skip_zeros: SkipZeros | None = None,
     ) -> None:
         self.threads = default_threads() if threads is None else check_threads(threads)
         _core.resolve_isa(isa)
@@ -100,7 +104,11 @@ class LLM:
         self._chat_template = ChatTemplate.from_directory(self.directory, specials)
         self.defaults = read_defaults(self.directory)
         decoder = load_model(
-            self.directory, threads=self.threads, isa=isa, progress=sys.stderr.isatty()
+            self.directory,
+            threads=self.threads,
+            isa=isa,
+            skip_zeros=skip_zeros,
+            progress=sys.stderr.isatty(),
         ).decoder
         self.isa = decoder.isa
         self._engine = SharedEngine(self._make_engine(decoder, context_length, kv_dtype))

@@ -96,12 +96,14 @@ def load_model(
         CorruptFileError: a file is damaged or contradicts another.
         UnsupportedFormatError: an architecture or quantisation this engine does not compute.
         QuantizationError: weights that cannot be represented.
-        ValidationError: threads below one, or a tier this machine does not have.
+        ValidationError: threads below one, an unknown `skip_zeros`, or a tier this machine does
+            not have.
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
     ternary_format = preferred_ternary_format(isa)  # a wrong tier is refused before the work
     config, family = _read_config(directory)
+    skipped = resolve_skip_zeros(skip_zeros, config, isa)
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
     total = sum(checkpoint.info(name).nbytes for name in checkpoint)
@@ -111,7 +113,7 @@ def load_model(
             config,
             family,
             ternary_format,
-            skip_zeros=resolve_skip_zeros(skip_zeros, config, isa),
+            skip_zeros=skipped,
             advance=advance,
         )
         embedding, lm_head = reader.embedding(), reader.lm_head()

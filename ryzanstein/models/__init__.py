@@ -96,8 +96,7 @@ def load_model(
         CorruptFileError: a file is damaged or contradicts another.
         UnsupportedFormatError: an architecture or quantisation this engine does not compute.
         QuantizationError: weights that cannot be represented.
-        ValidationError: threads below one, an unknown `skip_zeros`, or a tier this machine does
-            not have.
+        ValidationError: threads below one, an unknown `skip_zeros` or a tier that is not there.
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")

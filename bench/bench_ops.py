@@ -6,7 +6,8 @@
 Every case asserts its result against the numpy oracle of the tests: exactly where the arithmetic is
 in integers, within the tests' tolerances elsewhere. The bytes and products per second of a case are
 in the `extra_info` of --benchmark-json. A ternary matrix stays in the caches from round to round:
-its figures show what the instructions allow, not the memory.
+its figures show what the instructions allow, not the memory. What the bindings check and allocate
+in each call is included: some 4 us of a ternary linear, 10 us of a product over selected columns.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import HeadKind, KVDtype
     from ryzanstein.engine.result import Completion, Piece
-    from ryzanstein.models import LoadedModel, ModelConfig
+    from ryzanstein.models import LoadedModel, ModelConfig, SkipZeros
 
 __all__ = ["LLM", "describe", "generate"]
 
@@ -77,6 +77,8 @@ class LLM:
         weight_cache: keep the packed weights of large models in RYZANSTEIN_CACHE (by default
             ~/.cache/ryzanstein), up to RYZANSTEIN_CACHE_LIMIT gigabytes (16), and map them next
             time instead of packing again.
+        skip_zeros: zeros of feed-forwards that decoding one token passes over, with the same bits:
+            "none", those of "down" or "all"; None takes what is usually faster.
 
     Raises:
         ModelLoadError: the model is missing, damaged or unsupported.
@@ -100,6 +102,7 @@ class LLM:
         lm_head: HeadKind = "exact",
         isa: str | None = None,
         weight_cache: bool = True,
+        skip_zeros: SkipZeros | None = None,
     ) -> None:
         self.threads = default_threads() if threads is None else check_threads(threads)
         _core.resolve_isa(isa)
@@ -125,6 +128,7 @@ class LLM:
             threads=self.threads,
             isa=isa,
             lm_head=lm_head,
+            skip_zeros=skip_zeros,
             weight_cache=default_weight_cache() if weight_cache else None,
             progress=sys.stderr.isatty(),
         )

@@ -356,6 +356,7 @@ def test_logits_that_do_not_fit_in_memory(llm: LLM, monkeypatch: pytest.MonkeyPa
         ({"kv_dtype": "int4"}, "kv_dtype must be one of .*, got 'int4'"),
         ({"lm_head": "int8"}, "lm_head must be one of .*, got 'int8'"),
         ({"isa": "mmx"}, "mmx"),
+        ({"skip_zeros": "up"}, "skip_zeros must be None or one of .*'down'.*, got 'up'"),
         ({"model": ""}, "model must be a directory, a hub id or None"),
         ({"model": 3}, "model must be"),
     ],
@@ -363,6 +364,16 @@ def test_logits_that_do_not_fit_in_memory(llm: LLM, monkeypatch: pytest.MonkeyPa
 def test_arguments_out_of_range(options: Any, wanted: str) -> None:
     with pytest.raises(ValidationError, match=wanted):
         LLM(**options)
+
+
+def test_skipping_zeros_is_handed_on_and_changes_no_token(llm: LLM) -> None:
+    with LLM(skip_zeros="all") as skipping:
+        assert (
+            skipping.generate("def f(", GREEDY).token_ids
+            == llm.generate("def f(", GREEDY).token_ids
+        )
+        counts = skipping._engine._live()._decoder.channel_counts()
+    assert all(layer["steps"] > 0 for layer in counts)
 
 
 @pytest.mark.parametrize("name", ["speculative", "prefix_cache", "n_ctx"])

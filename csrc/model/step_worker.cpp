@@ -10,7 +10,7 @@ namespace {
 // Where records read one by one cost as much as the whole matrix in one stream: short reads with
 // gaps get about two thirds of the bandwidth (docs/decisions/0009-zero-skipping.md).
 constexpr double kUpBreakEven = 0.5;
-constexpr double kDownBreakEven = 0.65;
+constexpr double kDownBreakEven = 0.55;
 
 bool is_sparse(std::size_t count, std::size_t of, double break_even) {
   return static_cast<double>(count) < break_even * static_cast<double>(of);

@@ -119,12 +119,13 @@ def load_model(
         CorruptFileError: a file is damaged or contradicts another.
         UnsupportedFormatError: an architecture or quantisation this engine does not compute.
         QuantizationError: weights that cannot be represented.
-        ValidationError: threads below one, or a tier or ternary kernel this machine does not have.
+        ValidationError: an unknown choice, or a tier or kernel this machine does not have.
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
-    resolve_isa(isa)  # a wrong tier is refused before the work
+    resolve_isa(isa)  # this and the next line refuse what is wrong before the work
     config, family = _read_config(directory)
+    skip_zeros = resolve_skip_zeros(skip_zeros, config, isa)
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
     packing = choose_packing(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from ryzanstein._core import TernaryMatrix, skips_zeros
+from ryzanstein.errors import ValidationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,14 @@ def resolve_skip_zeros(choice: SkipZeros | None, config: ModelConfig, isa: str |
     Skipping takes relu2, one fused matrix of gate and up, and a multiple of 64 channels. By default
     only zero activations of `down_proj` are skipped, on CPUs with kernels for it: gates have to be
     sparser than one half before their up rows are worth a copy of their own.
+
+    Raises:
+        ValidationError: `choice` is none of these.
     """
+    if choice is not None and choice not in get_args(SkipZeros):
+        raise ValidationError(
+            f"skip_zeros must be None or one of {get_args(SkipZeros)}, got {choice!r}"
+        )
     possible = (
         config.activation == "relu2"
         and not config.quantization.input_norm

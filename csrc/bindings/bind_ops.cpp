@@ -80,12 +80,10 @@ void ternary_linear(const std::string& isa, const TernaryMatrix& matrix,
   expect_size(act_sum, tokens, "act_sum");
   expect_size(out, tokens * matrix.out_features(), "out");
   if (residual) expect_size(*residual, tokens * matrix.out_features(), "residual");
-  const Buffer scratch(ternary_scratch_bytes(matrix.in_features()), "weight panel");
   const TernaryKernel& op = ternary_kernel(resolve_isa(isa), matrix.format(), kernel);
   op.linear({matrix.packed(), matrix.row_scale(), matrix.out_features(), matrix.blocks(), 0,
              matrix.panels(), q.data(), dim(q, 1), act_scale.data(), act_sum.data(), tokens,
-             out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr,
-             scratch.as<std::uint8_t>()});
+             out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr});
 }
 
 Array<std::int32_t> first_of(const std::vector<std::int32_t>& selected, std::size_t count) {

@@ -67,13 +67,7 @@ struct TernaryLinearArgs {
   float* out;  // [tokens, out_stride]
   std::size_t out_stride;
   const float* residual;  // as out, or null for none; may be out itself
-  std::uint8_t* scratch;  // ternary_scratch_bytes(k), 64-byte aligned, per thread
 };
-
-// Room for two row groups expanded to one byte per weight (prefill reads them from L2).
-constexpr std::size_t ternary_scratch_bytes(std::size_t k) {
-  return (k + kRowPadding) * 2 * kGroupRows;
-}
 
 // The indices of a feed-forward's channels that matter, ascending. selected has room for
 // end - begin (or n) + kSelectSlack; what lies past count is undefined.

@@ -28,15 +28,13 @@ class Bench {
         columns_(columns),
         panels_((rows + kPanelRows - 1) / kPanelRows),
         q_stride_((columns + kRowPadding - 1) / kRowPadding * kRowPadding),
-        scratch_bytes_((ternary_scratch_bytes(columns) + kCacheLine - 1) / kCacheLine * kCacheLine),
         pool_(threads),
         weights_(std::max(kWeightBytes, matrix_bytes(TernaryFormat::kTwoBit)), "timed weights"),
         row_scale_(panels_ * kPanelRows * sizeof(float), "timed row scales"),
         q_(kTimedTokens * q_stride_, "timed activations"),
         act_scale_(kTimedTokens * sizeof(float), "timed scales"),
         act_sum_(kTimedTokens * sizeof(std::int32_t), "timed sums"),
-        out_(kTimedTokens * rows * sizeof(float), "timed results"),
-        scratch_(static_cast<std::size_t>(threads) * scratch_bytes_, "timed scratch") {
+        out_(kTimedTokens * rows * sizeof(float), "timed results") {
     auto fill = [this](ThreadPool::Context& ctx) {
       const auto [first, last] = ctx.share(weights_.bytes());
       std::memset(weights_.as<char>() + first, kWeightByte, last - first);
@@ -50,13 +48,11 @@ class Bench {
     const std::size_t bytes = matrix_bytes(kernel.format);
     auto body = [&](ThreadPool::Context& ctx) {
       const auto [first, last] = ctx.share(panels_);
-      std::uint8_t* scratch =
-          scratch_.as<std::uint8_t>() + static_cast<std::size_t>(ctx.index()) * scratch_bytes_;
       for (std::size_t i = 0; i < matrices; ++i) {
         kernel.linear({weights_.as<std::uint8_t>() + i * bytes, row_scale_.as<float>(), rows_,
                        blocks(kernel.format), first, last, q_.as<std::int8_t>(), q_stride_,
                        act_scale_.as<float>(), act_sum_.as<std::int32_t>(), tokens,
-                       out_.as<float>(), rows_, nullptr, scratch});
+                       out_.as<float>(), rows_, nullptr});
       }
     };
     const auto start = std::chrono::steady_clock::now();
@@ -77,9 +73,9 @@ class Bench {
     return panels_ * blocks(format) * kBlockBytes;
   }
 
-  std::size_t rows_, columns_, panels_, q_stride_, scratch_bytes_;
+  std::size_t rows_, columns_, panels_, q_stride_;
   ThreadPool pool_;
-  Buffer weights_, row_scale_, q_, act_scale_, act_sum_, out_, scratch_;
+  Buffer weights_, row_scale_, q_, act_scale_, act_sum_, out_;
 };
 
 double median(std::vector<double> values) {

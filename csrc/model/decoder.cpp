@@ -86,11 +86,8 @@ void Decoder::reserve(const StepBatch& batch) {
   head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
   ws.selected_stride = round_up(c.intermediate_size, kRowPadding) + kSelectSlack;
   ws.selected.reserve(threads * ws.selected_stride);
-  // A thread expands weight panels or adds up selected columns, never both at once.
-  ws.panels_stride = round_up(
-      std::max(ternary_scratch_bytes(widest), selected_columns_scratch_bytes(c.hidden_size)),
-      kCacheLine);
-  ws.panels.reserve(threads * ws.panels_stride);
+  ws.column_sums_stride = round_up(selected_columns_scratch_bytes(c.hidden_size), kCacheLine);
+  ws.column_sums.reserve(threads * ws.column_sums_stride);
   AttentionWorker::prepare(c, batch, threads, ws);
 }
 

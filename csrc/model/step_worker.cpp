@@ -137,8 +137,7 @@ void StepWorker::multiply_panels(const Linear& linear, std::size_t first, std::s
   const TernaryMatrix& m = *linear.matrix;
   linear.kernel->linear({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last, q_,
                          round_up(m.in_features(), kRowPadding), act_scale_, act_sum_, tokens_, out,
-                         out_stride, output == Output::kAdd ? out : nullptr,
-                         ws_.panels.data() + me_ * ws_.panels_stride});
+                         out_stride, output == Output::kAdd ? out : nullptr});
 }
 
 void StepWorker::attention_block(std::size_t index) {
@@ -239,7 +238,7 @@ std::size_t StepWorker::down(const LayerWeights& layer, std::size_t k_padded) {
   kernels_.selected_columns({columns.packed(), layer.down_proj.matrix->row_scale(),
                              config_.hidden_size, columns.units(), first, last, selected, nonzero,
                              q_, *act_scale_, *act_sum_, x, x,
-                             ws_.panels.data() + me_ * ws_.panels_stride});
+                             ws_.column_sums.data() + me_ * ws_.column_sums_stride});
   return nonzero;
 }
 

@@ -58,9 +58,9 @@ struct Workspace {
   std::size_t attention_stride = 0;
   Scratch<std::int32_t> selected{"selected channels"};  // per thread
   std::size_t selected_stride = 0;
-  std::vector<ChannelCounts> channel_counts;      // [layers, threads]: gates by thread
-  Scratch<std::uint8_t> panels{"weight panels"};  // per thread
-  std::size_t panels_stride = 0;
+  std::vector<ChannelCounts> channel_counts;         // [layers, threads]: gates by thread
+  Scratch<std::uint8_t> column_sums{"column sums"};  // per thread
+  std::size_t column_sums_stride = 0;
   std::size_t widest = 0;  // in-features of any linear
   // Key splits per (tile, kv head) in `partials`, or 0 when each thread folds its own.
   std::size_t shared_splits = 0;

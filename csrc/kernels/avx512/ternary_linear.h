@@ -7,8 +7,10 @@
 //               in an accumulator of their own, and one exact shift at the end undoes that. The
 //               four groups of a panel share each broadcast.
 //   2..8        codes brought to bit 0 once, then used for every token from registers.
-//   more        half a panel expanded to bytes in scratch (L2), then tiles of 2 groups x 12
-//               tokens: 24 accumulators, 2 weight loads and 12 broadcasts for 24 vpdpbusd.
+//   more        the same in groups of at most 8, panel by panel: all but the first find the codes
+//   in
+//               cache. Unpacking them for each group costs less than bytes expanded once and read
+//               back would: 3 % at 512 tokens, 30 to 70 % at 9 to 16.
 // Codes are weight + 1: the sum of activations is taken off at the end.
 //
 // Included by one translation unit per format, each with its own instruction-set flags.
@@ -21,8 +23,7 @@ namespace ryz::RYZ_TIER {
 namespace {
 
 constexpr std::size_t kScaledPlanes = 4;  // distinct powers of 4 that masking leaves
-constexpr std::size_t kTileTokens = 12;   // widest tile over an expanded panel
-constexpr std::size_t kHalfGroups = 2;    // groups of an expanded half panel
+constexpr std::size_t kFewTokens = 8;     // as many as registers hold sums of
 // An accumulator gains at most 4 * 128 * 127 * 16 per block and must stay inside int32 until it is
 // folded.
 constexpr std::size_t kFoldBlocks = std::size_t{1} << 12;
@@ -125,76 +126,26 @@ void small_tiles(const TernaryLinearArgs& a) {
   }
 }
 
-// Expands two row groups to bytes: scratch[block][plane][group][64].
 template <typename Format>
-void expand_half(const TernaryLinearArgs& a, std::size_t panel, std::size_t group) {
-  const Format format;
-  const std::uint8_t* bytes = a.packed + panel * a.blocks * kBlockBytes + group * kGroupBytes;
-  std::uint8_t* out = a.scratch;
-  for (std::size_t block = 0; block < a.blocks; ++block, bytes += kBlockBytes) {
-    const auto first = format.decode(load_group(bytes));
-    const auto second = format.decode(load_group(bytes + kGroupBytes));
-#pragma GCC unroll 5
-    for (std::size_t p = 0; p < Format::kPlanes; ++p, out += kHalfGroups * kGroupBytes) {
-      _mm512_store_si512(out, format.plane(first, p));
-      _mm512_store_si512(out + kGroupBytes, format.plane(second, p));
-    }
-  }
-}
+void ternary_linear(const TernaryLinearArgs& a);
 
-// Rows [row, row + 32) of the expanded half panel, `steps` planes deep, by kTokens tokens.
-template <std::size_t kTokens>
-void half_tile(const TernaryLinearArgs& a, std::size_t steps, std::size_t row, std::size_t token) {
-  // Base pointers three rows apart: base, base + stride and base + 2 * stride are one address mode
-  // each, so 12 rows take 5 registers where 12 pointers would spill.
-  constexpr std::size_t kBases = (kTokens + 2) / 3;
-  const std::int8_t* bases[kBases];
-  for (std::size_t i = 0; i < kBases; ++i) bases[i] = a.q + (token + 3 * i) * a.q_stride;
-  const std::uint8_t* weights = a.scratch;
-  const std::size_t stride = a.q_stride;
-  __m512i sums[kHalfGroups][kTokens] = {};
-  for (std::size_t step = 0; step < steps; ++step) {
-    const __m512i w0 = load_group(weights);
-    const __m512i w1 = load_group(weights + kGroupBytes);
-#pragma GCC unroll 12
-    for (std::size_t t = 0; t < kTokens; ++t) {
-      const __m512i x = load_dword(bases[t / 3] + t % 3 * stride);
-      dot4(sums[0][t], w0, x);
-      dot4(sums[1][t], w1, x);
-    }
-    weights += kHalfGroups * kGroupBytes;
-    for (std::size_t i = 0; i < kBases; ++i) bases[i] += kPlaneColumns;
-  }
-  // Constant indices only: a variable one would keep the accumulators in memory throughout.
-#pragma GCC unroll 12
-  for (std::size_t t = 0; t < kTokens; ++t) {
-    finish(a, row, token + t, sums[0][t]);
-    finish(a, row + kGroupRows, token + t, sums[1][t]);
-  }
-}
-
-inline void half_remainder(const TernaryLinearArgs& a, std::size_t steps, std::size_t row,
-                           std::size_t token) {
-  using Tile = void (*)(const TernaryLinearArgs&, std::size_t, std::size_t, std::size_t);
-  static constexpr Tile kTiles[kTileTokens] = {
-      nullptr,      half_tile<1>, half_tile<2>, half_tile<3>, half_tile<4>,  half_tile<5>,
-      half_tile<6>, half_tile<7>, half_tile<8>, half_tile<9>, half_tile<10>, half_tile<11>};
-  if (token < a.tokens) kTiles[a.tokens - token](a, steps, row, token);
-}
-
+// Panel by panel in even groups of at most 8 tokens: all but the first find the codes in cache.
 template <typename Format>
-void many_tokens(const TernaryLinearArgs& a) {
-  const std::size_t steps = a.blocks * Format::kPlanes;
+void grouped_tokens(const TernaryLinearArgs& a) {
+  const std::size_t groups = (a.tokens + kFewTokens - 1) / kFewTokens;
+  TernaryLinearArgs part = a;
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
-    for (std::size_t group = 0; group < kPanelGroups; group += kHalfGroups) {
-      const std::size_t row = panel * kPanelRows + group * kGroupRows;
-      if (row >= a.rows) return;
-      expand_half<Format>(a, panel, group);
-      std::size_t token = 0;
-      for (; token + kTileTokens <= a.tokens; token += kTileTokens) {
-        half_tile<kTileTokens>(a, steps, row, token);
-      }
-      half_remainder(a, steps, row, token);
+    part.panel_begin = panel;
+    part.panel_end = panel + 1;
+    for (std::size_t i = 0; i < groups; ++i) {
+      const std::size_t first = a.tokens * i / groups;
+      part.tokens = a.tokens * (i + 1) / groups - first;
+      part.q = a.q + first * a.q_stride;
+      part.act_scale = a.act_scale + first;
+      part.act_sum = a.act_sum + first;
+      part.out = a.out + first * a.out_stride;
+      part.residual = a.residual == nullptr ? nullptr : a.residual + first * a.out_stride;
+      ternary_linear<Format>(part);
     }
   }
 }
@@ -222,7 +173,7 @@ void ternary_linear(const TernaryLinearArgs& a) {
     case 8:
       return small_tiles<Format, 8, 2>(a);
     default:
-      return many_tokens<Format>(a);
+      return grouped_tokens<Format>(a);
   }
 }
 

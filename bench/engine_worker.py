@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import get_args
 
 from bench.worker import Job, serve
 from ryzanstein import _core
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.workload import Workload
+from ryzanstein.config import KVDtype
+from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.models import load_model
-
-if TYPE_CHECKING:
-    from ryzanstein.config import KVDtype
 
 
 class _Worker:
     def __init__(
         self, directory: Path, *, threads: int, isa: str | None, kv_dtype: KVDtype
     ) -> None:
-        self._runner = Runner(load_model(directory, threads=threads, isa=isa), kv_dtype)
+        cache = default_weight_cache()
+        model = load_model(directory, threads=threads, isa=isa, weight_cache=cache)
+        self._runner = Runner(model, kv_dtype)
 
     def describe(self) -> str:
         commit = _core.build_info()["commit"]
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="the checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", help="instruction-set tier (default: the best)")
-    parser.add_argument("--kv-dtype", choices=["f16", "f32"], default="f16")
+    parser.add_argument("--kv-dtype", choices=get_args(KVDtype), default="f16")
     args = parser.parse_args()
     serve(_Worker(args.directory, threads=args.threads, isa=args.isa, kv_dtype=args.kv_dtype))
 

@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.progress import Progress
@@ -38,6 +38,7 @@ from bench.synthetic import write_checkpoint
 from ryzanstein import _core
 from ryzanstein.bench.roofline import read_bandwidth
 from ryzanstein.bench.workload import Workload
+from ryzanstein.config import KVDtype
 from ryzanstein.cpu import read_host
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=os.cpu_count() or 1, help="for every engine (default: all)")
     add("--repetitions", type=int, default=5, help="runs of each test (default: 5)")
     add("--isa", nargs="+", help="this engine's tiers, in the same run (default: the best)")
-    add("--kv-dtype", choices=["f16", "f32"], default="f16", help="this engine's cache format")
+    add("--kv-dtype", choices=get_args(KVDtype), default="f16", help="this engine's cache format")
     add("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     add("--no-llama-cpp", action="store_true", help="leave llama-cpp-python out")
     add("--llama-bench", type=Path, action="append", default=[], help="a binary to add; repeatable")

@@ -152,6 +152,11 @@ std::vector<py::dict> channel_counts(const Decoder& decoder) {
 py::dict weight_bytes(const Decoder& decoder) {
   py::dict out;
   out["linears"] = decoder.linear_bytes();
+  std::size_t columns = 0;
+  for (const LayerWeights& layer : decoder.layers()) {
+    if (layer.down_columns != nullptr) columns += layer.down_columns->bytes();
+  }
+  out["down_columns"] = columns;
   out["head"] = decoder.head().bytes();
   out["screen"] = decoder.head().coded_bytes() - decoder.head().rest_bytes();
   out["screen_rest"] = decoder.head().rest_bytes();

@@ -339,7 +339,8 @@ class Decoder:
         """Return the bytes of the packed ternary `linears`, of the stored `head`, and of its codes.
 
         `screen` is what a step reads of these for every row, `screen_rest` what it reads for
-        survivors only; both are 0 where there are none.
+        survivors only; both are 0 where there are none. So is `down_columns`, the copies by which
+        zeros are skipped.
         """
 
     def channel_counts(self) -> list[dict[str, int]]:

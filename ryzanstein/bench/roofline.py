@@ -76,6 +76,14 @@ def measure_limits(isa: str, threads: int) -> Limits:
     return Limits(read_bandwidth(threads), _core.probe_multiply_add(isa, threads))
 
 
+def _skipped_bytes(decoder: _core.Decoder) -> float:
+    """Return the bytes of down_proj that a step of one token passed over, on average so far."""
+    counts = decoder.channel_counts()
+    channels = sum(layer["channels"] * layer["steps"] for layer in counts)
+    zeros = channels - sum(layer["nonzero"] for layer in counts)
+    return decoder.weight_bytes()["down_columns"] * zeros / channels if channels else 0.0
+
+
 def demand(runner: Runner, workload: Workload, head: HeadWork) -> Demand:
     """Return what one run needs at least: weights once per step, keys and values once per sequence.
 
@@ -94,6 +102,7 @@ def demand(runner: Runner, workload: Workload, head: HeadWork) -> Demand:
     vocab_size = runner.model.config.vocab_size
     return Demand(
         bytes_read=len(steps) * weights["linears"]
+        - (steps.count(1) * _skipped_bytes(decoder) if workload.sequences == 1 else 0)
         + heads * (weights["screen"] or weights["head"])
         + head.survivors * weights["screen_rest"] / vocab_size
         + head.candidates * weights["head"] / vocab_size

@@ -1,12 +1,15 @@
 // Alignment, zeroing, ownership, and memory that cannot be had.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/aligned.h"
+#include "base/arena.h"
 #include "base/error.h"
 #include "check.h"
 
@@ -69,6 +72,31 @@ void borrowed() {
   RYZ_CHECK(nothing.bytes() == 0);
 }
 
+void weights_lie_apart_and_outlive_each_other() {
+  std::vector<Buffer> pieces;
+  for (int again = 0; again < 3; ++again) {
+    for (std::size_t bytes : {std::size_t{1}, std::size_t{100}, std::size_t{7} << 20,
+                              std::size_t{15} << 20, std::size_t{20} << 20}) {
+      pieces.push_back(ryz::weight_buffer(bytes, "test"));
+      RYZ_CHECK(pieces.back().bytes() == bytes);
+    }
+  }
+  const auto holds = [](const Buffer& piece, unsigned char value) {
+    const auto* data = piece.as<unsigned char>();
+    return reinterpret_cast<std::uintptr_t>(data) % ryz::kCacheLine == 0 &&
+           std::all_of(data, data + piece.bytes(), [&](unsigned char c) { return c == value; });
+  };
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    RYZ_CHECK(holds(pieces[i], 0));
+    std::fill_n(pieces[i].as<unsigned char>(), pieces[i].bytes(),
+                static_cast<unsigned char>(i + 1));
+  }
+  for (std::size_t i = 0; i < pieces.size(); i += 2) pieces[i] = Buffer();
+  for (std::size_t i = 1; i < pieces.size(); i += 2) {
+    RYZ_CHECK(holds(pieces[i], static_cast<unsigned char>(i + 1)));
+  }
+}
+
 void adopts_all_or_nothing() {
   alignas(64) static const char data[128] = "stored";
   const auto owner = std::make_shared<int>(1);
@@ -113,6 +141,7 @@ int main() {
     empty();
     moves();
     borrowed();
+    weights_lie_apart_and_outlive_each_other();
     adopts_all_or_nothing();
     out_of_memory();
     rounding();

@@ -123,9 +123,8 @@ def load_model(
     """
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
-    resolve_isa(isa)  # this and the next line refuse what is wrong before the work
+    resolve_isa(isa)  # a wrong tier is refused before the work
     config, family = _read_config(directory)
-    skip_zeros = resolve_skip_zeros(skip_zeros, config, isa)
     checkpoint = Checkpoint(directory)
     check_tensors(checkpoint, config, family)
     packing = choose_packing(

@@ -124,9 +124,9 @@ class WeightReader:
         if len(live) == down.in_features:
             return gate_up, down, None
         gate_up, down = keep_channels(gate_up, down, live)
-        self._keep(self._key(prefix, names[0]), gate_up.arrays())
-        self._keep(self._key(prefix, names[1]), down.arrays())
-        self._keep(key, {"index": live})
+        self.objects[self._key(prefix, names[0])] = gate_up.arrays()
+        self.objects[self._key(prefix, names[1])] = down.arrays()
+        self.objects[key] = {"index": live}
         return gate_up, down, live
 
     def _rows(
@@ -135,7 +135,7 @@ class WeightReader:
         if self._packed is not None:
             return TernaryRows(*shape, self._packed.arrays(key))
         rows = make()
-        self._keep(key, rows.arrays())
+        self.objects[key] = rows.arrays()
         return rows
 
     def final_norm(self) -> F32Array:
@@ -212,15 +212,12 @@ class WeightReader:
         for name in names:
             self._pack(matrix, row, prefix + name)
             row += self._shapes[name][0]
-        self._keep(key, matrix.arrays())
+        self.objects[key] = matrix.arrays()
         return matrix
 
     @staticmethod
     def _key(prefix: str, names: tuple[str, ...]) -> str:
         return prefix + "+".join(names)
-
-    def _keep(self, key: str, arrays: dict[str, Any]) -> None:
-        self.objects[key] = arrays
 
     def _pack(self, matrix: TernaryMatrix, row: int, linear: str) -> None:
         weight = f"{linear}.weight"

@@ -8,9 +8,8 @@
 //               four groups of a panel share each broadcast.
 //   2..8        codes brought to bit 0 once, then used for every token from registers.
 //   more        the same in groups of at most 8, panel by panel: all but the first find the codes
-//   in
-//               cache. Unpacking them for each group costs less than bytes expanded once and read
-//               back would: 3 % at 512 tokens, 30 to 70 % at 9 to 16.
+//               in cache. Unpacking them for each group costs less than bytes that are expanded
+//               once and read back.
 // Codes are weight + 1: the sum of activations is taken off at the end.
 //
 // Included by one translation unit per format, each with its own instruction-set flags.

@@ -15,6 +15,7 @@ import pytest
 
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.workload import Workload
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import load_model
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path, threads: int) -> Runner:
-    return Runner(load_model(checkpoint, threads=threads, isa=None))
+    return Runner(load_model(open_files(checkpoint), threads=threads, isa=None))
 
 
 @pytest.mark.parametrize("name", ["pp128", "pp512", "tg16", "tg16@d512", "tg16xb8", "tg16@d512xb8"])

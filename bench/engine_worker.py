@@ -12,6 +12,7 @@ from ryzanstein import _core
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.workload import Workload
 from ryzanstein.config import KVDtype
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.models import load_model
 
@@ -21,7 +22,7 @@ class _Worker:
         self, directory: Path, *, threads: int, isa: str | None, kv_dtype: KVDtype
     ) -> None:
         cache = default_weight_cache()
-        model = load_model(directory, threads=threads, isa=isa, weight_cache=cache)
+        model = load_model(open_files(directory), threads=threads, isa=isa, weight_cache=cache)
         self._runner = Runner(model, kv_dtype)
 
     def describe(self) -> str:

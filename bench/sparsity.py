@@ -31,6 +31,7 @@ from ryzanstein.cpu import default_threads, read_host
 from ryzanstein.engine.batch import Chunk, run_step
 from ryzanstein.errors import ValidationError
 from ryzanstein.loaders.hub import resolve_model
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import load_model
 from ryzanstein.tokenizer import Tokenizer
 
@@ -59,8 +60,8 @@ def decode_text(directory: Path, text: str, max_tokens: int, threads: int) -> li
     Raises:
         ValidationError: no tokens, or a model whose feed-forwards make no zeros.
     """
-    model = load_model(directory, threads=threads, isa=None, skip_zeros="down")
-    tokens = Tokenizer.from_directory(directory).encode(text)[:max_tokens]
+    model = load_model(open_files(directory), threads=threads, isa=None, skip_zeros="down")
+    tokens = Tokenizer.from_files(open_files(directory)).encode(text)[:max_tokens]
     if not tokens:
         raise ValidationError("there is no token to decode")
     _decode(model, tokens[: model.config.max_position_embeddings])

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
-from ryzanstein.loaders.json_file import read_json_object
+from ryzanstein.errors import CorruptFileError, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from jinja2 import Environment, nodes
     from jinja2.parser import Parser
+
+    from ryzanstein.loaders.model_files import ModelFiles
 
 __all__ = ["ChatTemplate"]
 
@@ -90,15 +90,15 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
 
     @classmethod
-    def from_directory(
-        cls, directory: Path, special_tokens: Mapping[str, str] | None = None
+    def from_files(
+        cls, files: ModelFiles, special_tokens: Mapping[str, str] | None = None
     ) -> ChatTemplate | None:
         """Return the template of chat_template.jinja or tokenizer_config.json, if there is one.
 
         Raises:
             CorruptFileError: the file or the template does not parse.
         """
-        source = _find_source(directory)
+        source = _find_source(files)
         return None if source is None else cls(source, special_tokens)
 
     def render(
@@ -134,23 +134,18 @@ class ChatTemplate:
             ) from error
 
 
-def _find_source(directory: Path) -> str | None:
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text("utf-8")
-        except OSError as error:
-            raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise CorruptFileError(f"{path} is not UTF-8: {error}") from error
-    path = directory / "tokenizer_config.json"
-    value = read_json_object(path).get("chat_template") if path.is_file() else None
+def _find_source(files: ModelFiles) -> str | None:
+    source = files.read_text("chat_template.jinja")
+    if source is not None:
+        return source
+    name = "tokenizer_config.json"
+    value = (files.read_json(name) or {}).get("chat_template")
     if isinstance(value, list):
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
         value = named.get("default")
     if value is not None and not isinstance(value, str):
         raise CorruptFileError(
-            f"{path}: chat_template must be a string or a list of named templates, "
+            f"{files.where(name)}: chat_template must be a string or a list of named templates, "
             f"found {type(value).__name__}"
         )
     return value

@@ -24,8 +24,8 @@ from ryzanstein.errors import (
     OutOfMemoryError,
     ValidationError,
 )
-from ryzanstein.loaders.checkpoint import Checkpoint
 from ryzanstein.loaders.hub import resolve_model
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.models import (
     choose_packing,
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Mapping
     from collections.abc import Sequence as ABCSequence
-    from pathlib import Path
     from types import TracebackType
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import HeadKind, KVDtype
     from ryzanstein.engine.result import Completion, Piece
+    from ryzanstein.loaders.model_files import ModelFiles
     from ryzanstein.models import LoadedModel, ModelConfig, SkipZeros
 
 __all__ = ["LLM", "describe", "generate"]
@@ -108,23 +108,24 @@ class LLM:
         _core.resolve_isa(isa)
         check_kv_dtype(kv_dtype)
         check_lm_head(lm_head)
-        self.directory = resolve_model(model)
+        files = open_files(resolve_model(model))
+        self.path = files.path
         # Everything that can be wrong cheaply comes before the weights.
-        self.config = read_config(self.directory)
+        self.config = read_config(files)
         if context_length is not None:
             trained_length = self.config.max_position_embeddings
             check_integer("context_length", context_length, 1, trained_length)
-        self.tokenizer = Tokenizer.from_directory(self.directory)
+        self.tokenizer = Tokenizer.from_files(files)
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise CorruptFileError(
-                f"{self.directory}: the tokenizer has {self.tokenizer.vocab_size} tokens, but the "
+                f"{self.path}: the tokenizer has {self.tokenizer.vocab_size} tokens, but the "
                 f"model only {self.config.vocab_size}; the files belong to different models"
             )
         specials = self.tokenizer.special_tokens
-        self._chat_template = ChatTemplate.from_directory(self.directory, specials)
-        self.defaults = read_defaults(self.directory)
+        self._chat_template = ChatTemplate.from_files(files, specials)
+        self.defaults = read_defaults(files)
         loaded = load_model(
-            self.directory,
+            files,
             threads=self.threads,
             isa=isa,
             lm_head=lm_head,
@@ -262,7 +263,7 @@ class LLM:
         """
         if self._chat_template is None:
             raise ValidationError(
-                f"{self.directory} has no chat template, so it cannot chat; "
+                f"{self.path} has no chat template, so it cannot chat; "
                 "use generate, or a model tuned for conversation"
             )
         return self._chat_template
@@ -378,32 +379,32 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, object]:
     Raises:
         ModelLoadError: the model is missing, damaged or unsupported.
     """
-    directory = resolve_model(model)
-    config = read_config(directory)
-    tensors = inspect_tensors(directory)
-    tokenizer = Tokenizer.from_directory(directory)
-    template = ChatTemplate.from_directory(directory, tokenizer.special_tokens)
+    files = open_files(resolve_model(model))
+    config = read_config(files)
+    tensors = inspect_tensors(files)
+    tokenizer = Tokenizer.from_files(files)
+    template = ChatTemplate.from_files(files, tokenizer.special_tokens)
     return {
-        "model": str(directory),
+        "model": str(files.path),
         "parameters": config.num_parameters,
         "tensors": len(tensors),
         "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
-        "packed_weights": _packed_weights(directory, config),
+        "packed_weights": _packed_weights(files, config),
         **dataclasses.asdict(config),
         "tokenizer_vocab_size": tokenizer.vocab_size,
         "eos_token_ids": tokenizer.eos_token_ids,
         "chat_template": template is not None,
-        "defaults": dataclasses.asdict(read_defaults(directory)),
+        "defaults": dataclasses.asdict(read_defaults(files)),
     }
 
 
-def _packed_weights(directory: Path, config: ModelConfig) -> dict[str, object] | None:
+def _packed_weights(files: ModelFiles, config: ModelConfig) -> dict[str, object] | None:
     """Return where a model's packed weights are kept and their bytes, None where they are not."""
     cache = default_weight_cache()
     if cache is None:
         return None
     packing = choose_packing(config, isa=None, threads=default_threads())
-    path = cache.path(packing_identity(Checkpoint(directory), config, packing))
+    path = cache.path(packing_identity(files.open_weights(), config, packing))
     if not path.exists():
         return None
     return {"path": str(path), "bytes": path.stat().st_size}

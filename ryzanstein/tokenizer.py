@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING
 import tokenizers
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
-from ryzanstein.loaders.json_file import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
+
+    from ryzanstein.loaders.model_files import ModelFiles
 
 __all__ = ["Detokenizer", "Tokenizer"]
 
 _REPLACEMENT = "\ufffd"
 # Enough of the prompt for a decoder that treats the first word of a text specially.
 _PROMPT_TAIL_TOKENS = 6
-
-
-def _optional_json(path: Path) -> dict[str, object]:
-    return read_json_object(path) if path.exists() else {}
 
 
 def _token_text(value: object) -> str | None:
@@ -41,7 +37,7 @@ class Tokenizer:
         add_bos: whether an encoded text begins with the bos token; None leaves it to the backend.
 
     Example:
-        >>> tokenizer = Tokenizer.from_directory(path)
+        >>> tokenizer = Tokenizer.from_files(files)
         >>> tokenizer.decode(tokenizer.encode("hello"))
         'hello'
     """
@@ -67,7 +63,7 @@ class Tokenizer:
         self.bos_token_id = self._find("bos_token")
 
     @classmethod
-    def from_directory(cls, directory: Path) -> Tokenizer:
+    def from_files(cls, files: ModelFiles) -> Tokenizer:
         """Read tokenizer.json, tokenizer_config.json, generation_config.json and config.json.
 
         Only the first is required.
@@ -76,24 +72,25 @@ class Tokenizer:
             ModelLoadError: tokenizer.json is missing.
             CorruptFileError: a file cannot be parsed.
         """
-        path = directory / "tokenizer.json"
-        if not path.is_file():
+        where = files.where("tokenizer.json")
+        text = files.read_text("tokenizer.json")
+        if text is None:
             raise ModelLoadError(
-                f"{path} does not exist; save the tokenizer in the fast format "
+                f"{where} does not exist; save the tokenizer in the fast format "
                 "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
             )
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception
-            raise CorruptFileError(f"{path} is not a tokenizer: {error}") from error
-        settings = _optional_json(directory / "tokenizer_config.json")
-        mapped = _optional_json(directory / "special_tokens_map.json")
+            raise CorruptFileError(f"{where} is not a tokenizer: {error}") from error
+        settings = files.read_json("tokenizer_config.json") or {}
+        mapped = files.read_json("special_tokens_map.json") or {}
         specials = {
             name: text
             for name, value in {**mapped, **settings}.items()
             if name.endswith("_token") and (text := _token_text(value)) is not None
         }
-        eos = _configured_eos(directory)
+        eos = _configured_eos(files)
         if "eos_token" in specials:
             token_id = backend.token_to_id(specials["eos_token"])
             eos += [] if token_id is None else [token_id]
@@ -142,16 +139,16 @@ class Tokenizer:
         return found
 
 
-def _configured_eos(directory: Path) -> list[int]:
+def _configured_eos(files: ModelFiles) -> list[int]:
     """Return eos ids of generation_config.json or, if it has none, of config.json."""
     for name in ("generation_config.json", "config.json"):
-        value = _optional_json(directory / name).get("eos_token_id")
+        value = (files.read_json(name) or {}).get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
         if value is None:
             continue
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
             raise CorruptFileError(
-                f"{directory / name}: eos_token_id must be a token id or a list of them, "
+                f"{files.where(name)}: eos_token_id must be a token id or a list of them, "
                 f"found {value!r}"
             )
         return list(ids)

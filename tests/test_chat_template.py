@@ -8,6 +8,7 @@ import pytest
 
 from ryzanstein import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.chat_template import ChatTemplate
+from ryzanstein.loaders.model_files import open_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,12 +96,12 @@ def test_malformed_messages(messages: Any, wanted: str) -> None:
 
 
 def test_sources_in_a_directory(tmp_path: Path) -> None:
-    assert ChatTemplate.from_directory(tmp_path) is None
+    assert ChatTemplate.from_files(open_files(tmp_path)) is None
     config = tmp_path / "tokenizer_config.json"
 
     def rendered(chat_template: object) -> str:
         config.write_text(json.dumps({"chat_template": chat_template}))
-        template = ChatTemplate.from_directory(tmp_path, {"bos_token": "<s>"})
+        template = ChatTemplate.from_files(open_files(tmp_path), {"bos_token": "<s>"})
         assert template is not None
         return template.render([USER])
 
@@ -114,19 +115,19 @@ def test_sources_in_a_directory(tmp_path: Path) -> None:
 def test_a_list_without_a_default_is_no_template(tmp_path: Path) -> None:
     stored = {"chat_template": [{"name": "tool_use", "template": "x"}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(stored))
-    assert ChatTemplate.from_directory(tmp_path) is None
+    assert ChatTemplate.from_files(open_files(tmp_path)) is None
 
 
 def test_malformed_sources(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3}')
     with pytest.raises(CorruptFileError, match="chat_template must be a string or a list"):
-        ChatTemplate.from_directory(tmp_path)
+        ChatTemplate.from_files(open_files(tmp_path))
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CorruptFileError, match=r"chat_template\.jinja is not UTF-8"):
-        ChatTemplate.from_directory(tmp_path)
+        ChatTemplate.from_files(open_files(tmp_path))
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "chat_template.jinja").symlink_to("/proc/self/mem")
     with pytest.raises(ModelLoadError, match=r"chat_template\.jinja cannot be read: "):
-        ChatTemplate.from_directory(tmp_path)
+        ChatTemplate.from_files(open_files(tmp_path))

@@ -17,6 +17,7 @@ from ryzanstein import LLM, SamplingParams, __version__, llm
 from ryzanstein.bench import command as bench_command
 from ryzanstein.cli import main
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
 from ryzanstein.models import load_model
 
@@ -228,7 +229,7 @@ def test_packed_weights_are_shown(
     assert json.loads(capsys.readouterr().out)["weight_cache"].items() >= empty.items()
     model = copy_embedded(tmp_path / "model")
     load_model(
-        model,
+        open_files(model),
         threads=1,
         isa=None,
         weight_cache=WeightCache(tmp_path / "cache" / "packed", 1 << 30, 0),

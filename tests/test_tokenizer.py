@@ -12,6 +12,7 @@ from tokenizers import decoders, models, processors
 
 from ryzanstein import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def byte_fallback() -> Tokenizer:
 
 BYTES = Tokenizer(byte_level(), special_tokens={"bos_token": "<s>"})
 FALLBACK = byte_fallback()
-EMBEDDED = Tokenizer.from_directory(EMBEDDED_MODEL)
+EMBEDDED = Tokenizer.from_files(open_files(EMBEDDED_MODEL))
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = None) -> list[str]:
@@ -122,7 +123,7 @@ def write(directory: Path, **files: object) -> Path:
 
 
 def test_directory_with_the_tokenizer_alone(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_directory(write(tmp_path))
+    tokenizer = Tokenizer.from_files(open_files(write(tmp_path)))
     assert tokenizer.eos_token_ids == ()
     assert tokenizer.bos_token_id is None
     assert tokenizer.vocab_size == 257
@@ -134,7 +135,7 @@ def test_special_tokens_in_both_spellings(tmp_path: Path) -> None:
         special_tokens_map={"eos_token": "b", "unk_token": None},
         tokenizer_config={"bos_token": {"content": "<s>"}, "pad_token": "missing", "x": 1},
     )
-    tokenizer = Tokenizer.from_directory(tmp_path)
+    tokenizer = Tokenizer.from_files(open_files(tmp_path))
     expected = {"eos_token": "b", "bos_token": "<s>", "pad_token": "missing"}
     assert tokenizer.special_tokens == expected
     assert tokenizer.bos_token_id == 256
@@ -153,23 +154,23 @@ def test_special_tokens_in_both_spellings(tmp_path: Path) -> None:
 )
 def test_eos_ids(generation: object, config: object, expected: object, tmp_path: Path) -> None:
     write(tmp_path, generation_config=generation, config=config)
-    assert Tokenizer.from_directory(tmp_path).eos_token_ids == expected
+    assert Tokenizer.from_files(open_files(tmp_path)).eos_token_ids == expected
 
 
 @pytest.mark.parametrize("value", ["x", -1, [1, True], 1.5, {"a": 1}])
 def test_malformed_eos_id(value: object, tmp_path: Path) -> None:
     write(tmp_path, generation_config={"eos_token_id": value})
     with pytest.raises(CorruptFileError, match=r"generation_config\.json: eos_token_id must be"):
-        Tokenizer.from_directory(tmp_path)
+        Tokenizer.from_files(open_files(tmp_path))
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"tokenizer\.json does not exist; save the tokenizer"):
-        Tokenizer.from_directory(tmp_path)
+        Tokenizer.from_files(open_files(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}'])
 def test_damaged_file(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CorruptFileError, match=r"tokenizer\.json is not a tokenizer: "):
-        Tokenizer.from_directory(tmp_path)
+        Tokenizer.from_files(open_files(tmp_path))

@@ -12,6 +12,7 @@ from golden.specs import SPECS
 
 from ryzanstein import ValidationError, _core
 from ryzanstein.cli import main
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import load_model
 from ryzanstein.tuning import choose_kernels, format_of, remembered_kernels
 
@@ -52,7 +53,7 @@ def test_no_choice_changes_a_logit(
     logits = set()
     for name in [*_core.ternary_kernels(isa), "two_bit", "five_trit"]:
         monkeypatch.setenv("RYZANSTEIN_TERNARY_KERNEL", name)
-        model = load_model(tmp_path, threads=2, isa=isa)
+        model = load_model(open_files(tmp_path), threads=2, isa=isa)
         sequence = Sequence(model, len(prompt))
         pieces = [sequence.extend(piece)[1].tobytes() for piece in np.split(prompt, [20, 21, 24])]
         logits.add(b"".join(pieces))

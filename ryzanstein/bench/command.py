@@ -22,6 +22,7 @@ from ryzanstein.config import check_integer, check_kv_dtype, check_lm_head
 from ryzanstein.cpu import check_threads, default_threads
 from ryzanstein.errors import ValidationError
 from ryzanstein.loaders.hub import resolve_model
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.models import inspect_tensors, load_model, read_config
 
@@ -185,18 +186,18 @@ def _format(wanted: dict[str, bool]) -> str | None:
 
 
 def _run(plan: _Plan) -> Iterator[Row]:
-    directory = resolve_model(plan.model)
-    trained = read_config(directory).max_position_embeddings
+    files = open_files(resolve_model(plan.model))
+    trained = read_config(files).max_position_embeddings
     for workload in plan.workloads:
         if workload.length > trained:
             raise ValidationError(
                 f"{workload.name} ends at {workload.length} tokens, but the model was trained for "
                 f"{trained}; choose smaller -p, -n or -d"
             )
-    model_bytes = sum(tensor.nbytes for tensor in inspect_tensors(directory))
+    model_bytes = sum(tensor.nbytes for tensor in inspect_tensors(files))
     for index, threads in enumerate(plan.threads):
         loaded = load_model(
-            directory,
+            files,
             threads=threads,
             isa=plan.isa,
             weight_cache=plan.weight_cache,

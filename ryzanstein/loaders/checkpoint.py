@@ -51,7 +51,7 @@ class Checkpoint:
             CorruptFileError: a header or the index is damaged.
         """
         require_directory(directory)
-        self.directory = directory
+        self.path = directory
         if (directory / _SINGLE).exists():
             only = SafetensorsFile(directory / _SINGLE)
             self._files = dict.fromkeys(only, only)

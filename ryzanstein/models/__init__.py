@@ -1,4 +1,4 @@
-"""Models: a checkpoint directory in, a decoder and its configuration out."""
+"""Models: the files of a model in, a decoder and its configuration out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ryzanstein._core import Decoder, DecoderConfig, packing_fingerprint, resolve_isa
-from ryzanstein.errors import RyzansteinError, UnsupportedFormatError, ValidationError
-from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
-from ryzanstein.loaders.json_file import read_json_object
+from ryzanstein.errors import (
+    ModelLoadError,
+    RyzansteinError,
+    UnsupportedFormatError,
+    ValidationError,
+)
 from ryzanstein.loaders.safetensors import TensorInfo
 from ryzanstein.models.bitnet import BITNET
 from ryzanstein.models.config import ModelConfig, parse_config, require_architecture
@@ -28,12 +31,12 @@ from ryzanstein.tuning import choose_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from typing import Any
 
     from numpy.typing import NDArray
 
     from ryzanstein.config import HeadKind
+    from ryzanstein.loaders.model_files import ModelFiles, WeightSource
     from ryzanstein.loaders.weight_cache import PackedWeights, WeightCache
     from ryzanstein.models.family import Family
 
@@ -70,30 +73,30 @@ class LoadedModel:
     mapped_bytes: int = 0
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Return the checked configuration of a checkpoint directory.
+def read_config(files: ModelFiles) -> ModelConfig:
+    """Return the checked configuration of a model.
 
     Raises:
         ModelLoadError: config.json or one of its fields is missing.
         CorruptFileError: a field has the wrong type or contradicts another.
         UnsupportedFormatError: an architecture or quantisation this engine does not compute.
     """
-    return _read_config(directory)[0]
+    return _read_config(files)[0]
 
 
-def inspect_tensors(directory: Path) -> list[TensorInfo]:
-    """Return name, dtype, shape and size of every tensor of a checkpoint directory, by name.
+def inspect_tensors(files: ModelFiles) -> list[TensorInfo]:
+    """Return name, dtype, shape and size of every tensor of a model, by name.
 
     Raises:
-        ModelLoadError: the directory or a file is missing.
+        ModelLoadError: a file is missing.
         CorruptFileError: a header or the index is damaged.
     """
-    checkpoint = Checkpoint(directory)
+    checkpoint = files.open_weights()
     return [checkpoint.info(name) for name in sorted(checkpoint)]
 
 
 def load_model(
-    directory: Path,
+    files: ModelFiles,
     *,
     threads: int,
     isa: str | None,
@@ -102,10 +105,10 @@ def load_model(
     weight_cache: WeightCache | None = None,
     progress: bool = False,
 ) -> LoadedModel:
-    """Load a checkpoint directory.
+    """Load a model.
 
     Args:
-        directory: a directory in the Hugging Face layout.
+        files: those of the model.
         threads: threads to pack with and to step with.
         isa: instruction-set tier, or None for the best this machine has.
         lm_head: how logits are computed; an exact head too small to gain by it is dense.
@@ -124,8 +127,8 @@ def load_model(
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
     resolve_isa(isa)  # a wrong tier is refused before the work
-    config, family = _read_config(directory)
-    checkpoint = Checkpoint(directory)
+    config, family = _read_config(files)
+    checkpoint = files.open_weights()
     check_tensors(checkpoint, config, family)
     packing = choose_packing(
         config, isa=isa, threads=threads, skip_zeros=skip_zeros, lm_head=lm_head
@@ -168,7 +171,7 @@ def choose_packing(
     )
 
 
-def packing_identity(checkpoint: Checkpoint, config: ModelConfig, packing: Packing) -> str:
+def packing_identity(checkpoint: WeightSource, config: ModelConfig, packing: Packing) -> str:
     """Return what the packed weights of a checkpoint depend on, as text."""
     parts = {
         "checkpoint": checkpoint.identity(),
@@ -183,7 +186,7 @@ def packing_identity(checkpoint: Checkpoint, config: ModelConfig, packing: Packi
 class _Build:
     """A checked checkpoint, and how its weights are to be packed."""
 
-    checkpoint: Checkpoint
+    checkpoint: WeightSource
     config: ModelConfig
     family: Family
     packing: Packing
@@ -197,7 +200,7 @@ class _Build:
         config, checkpoint = self.config, self.checkpoint
         is_coded = self.packing.head != "dense"
         total = sum(checkpoint.info(name).nbytes for name in checkpoint)
-        title = f"Loading {checkpoint.directory.name}"
+        title = f"Loading {checkpoint.path.name}"
         with _progress(title, total, shown=progress and packed is None) as advance:
             reader = WeightReader(checkpoint, config, self.family, self.packing, packed, advance)
             embedding, lm_head = reader.embedding(), reader.lm_head()
@@ -223,10 +226,15 @@ class _Build:
         return LoadedModel(decoder, config, mapped_bytes), objects
 
 
-def _read_config(directory: Path) -> tuple[ModelConfig, Family]:
-    require_directory(directory)
-    path = directory / "config.json"
-    fields = Fields(read_json_object(path), str(path))
+def _read_config(files: ModelFiles) -> tuple[ModelConfig, Family]:
+    where = files.where("config.json")
+    values = files.read_json("config.json")
+    if values is None:
+        raise ModelLoadError(
+            f"{where} does not exist; point at a directory in the Hugging Face layout "
+            "(config.json and *.safetensors)"
+        )
+    fields = Fields(values, where)
     architecture = require_architecture(fields)
     family = _FAMILIES.get(architecture)
     if family is None:

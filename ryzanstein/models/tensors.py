@@ -13,7 +13,7 @@ from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedForma
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ryzanstein.loaders.checkpoint import Checkpoint
+    from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
@@ -60,7 +60,7 @@ def matrix_shapes(config: ModelConfig, family: Family) -> set[tuple[int, int]]:
     return {fused_shape(shapes, names) for names in fused}
 
 
-def check_tensors(checkpoint: Checkpoint, config: ModelConfig, family: Family) -> None:
+def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family) -> None:
     """Demand every tensor of the architecture, in dtype and shape, and no other.
 
     Raises:
@@ -123,21 +123,21 @@ def _expected_linear(
         yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
 
 
-def _check_packable(checkpoint: Checkpoint, config: ModelConfig, family: Family) -> None:
+def _check_packable(checkpoint: WeightSource, config: ModelConfig, family: Family) -> None:
     if config.quantization.mode == "online":
         return
     for name, (rows, _) in linear_shapes(config, family).items():
         if rows % 4:
             raise UnsupportedFormatError(
-                f"{checkpoint.directory}: {name} has {rows} rows; the packed form holds four "
+                f"{checkpoint.path}: {name} has {rows} rows; the packed form holds four "
                 "rows in a byte and needs a multiple of 4"
             )
 
 
-def _check_tensor(checkpoint: Checkpoint, expected: _Expected) -> None:
+def _check_tensor(checkpoint: WeightSource, expected: _Expected) -> None:
     if expected.name not in checkpoint:
         raise ModelLoadError(
-            f"{checkpoint.directory}: tensor {expected.name!r} is missing; config.json does not "
+            f"{checkpoint.path}: tensor {expected.name!r} is missing; config.json does not "
             "belong to these weights, or the download is incomplete"
         )
     info = checkpoint.info(expected.name)

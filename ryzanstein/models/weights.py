@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ryzanstein._core import DenseArray, F32Array
-    from ryzanstein.loaders.checkpoint import Checkpoint
+    from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.loaders.weight_cache import PackedWeights
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
@@ -39,7 +39,7 @@ class WeightReader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: WeightSource,
         config: ModelConfig,
         family: Family,
         packing: Packing,

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ryzanstein.config import check_integer
 from ryzanstein.errors import CorruptFileError, ValidationError
-from ryzanstein.loaders.json_file import read_json_object
 from ryzanstein.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from ryzanstein.loaders.model_files import ModelFiles
 
 __all__ = ["Defaults", "read_defaults"]
 
@@ -32,7 +31,7 @@ class Defaults:
     max_tokens: int
 
 
-def read_defaults(directory: Path) -> Defaults:
+def read_defaults(files: ModelFiles) -> Defaults:
     """Return the defaults of generation_config.json, with the meaning transformers gives it.
 
     As there, `do_sample` absent or false means greedy. Fields that are absent or null take the
@@ -41,8 +40,7 @@ def read_defaults(directory: Path) -> Defaults:
     Raises:
         CorruptFileError: the file does not parse, or a value is outside its range.
     """
-    path = directory / "generation_config.json"
-    stored = read_json_object(path) if path.is_file() else {}
+    stored = files.read_json("generation_config.json") or {}
     fields: dict[str, Any] = {
         name: stored[name] for name in _FIELDS if stored.get(name) is not None
     }
@@ -54,4 +52,4 @@ def read_defaults(directory: Path) -> Defaults:
     try:
         return Defaults(SamplingParams(**fields), check_integer("max_new_tokens", max_tokens, 1))
     except ValidationError as error:
-        raise CorruptFileError(f"{path}: {error}") from error
+        raise CorruptFileError(f"{files.where('generation_config.json')}: {error}") from error

@@ -12,6 +12,7 @@ from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.workload import Workload
 from ryzanstein.cpu import read_host
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import load_model
 
 # Prompts of several steps, depths that end inside a page.
@@ -20,7 +21,7 @@ NAMES = ["pp5", "pp300", "pp130@d45", "tg3", "tg2@d45", "tg3xb4", "tg2@d45xb3", 
 
 @pytest.fixture(scope="module")
 def runner() -> Runner:
-    return Runner(load_model(EMBEDDED_MODEL, threads=1, isa=None))
+    return Runner(load_model(open_files(EMBEDDED_MODEL), threads=1, isa=None))
 
 
 @pytest.mark.parametrize("name", NAMES)

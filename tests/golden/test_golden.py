@@ -12,6 +12,7 @@ from golden.files import Golden, load_golden, relative_error
 from golden.specs import SPECS
 
 from ryzanstein import _core
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(params=_core.available_isas())
 def model(request: pytest.FixtureRequest, golden: Golden, tmp_path: Path) -> LoadedModel:
-    return load_model(golden.write(tmp_path), threads=2, isa=request.param)
+    return load_model(open_files(golden.write(tmp_path)), threads=2, isa=request.param)
 
 
 def test_hidden_states_and_logits(model: LoadedModel, golden: Golden) -> None:

@@ -20,6 +20,7 @@ from golden.hf import Reference
 from golden.specs import SPECS
 
 from ryzanstein import _core
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     reference = Reference(directory, json.loads(golden.files["config.json"]))
     hidden, logits = reference.run(golden.prompt)
     generated = reference.generate(golden.prompt, len(golden.generated))
-    models = {isa: load_model(directory, threads=2, isa=isa) for isa in _core.available_isas()}
+    models = {
+        isa: load_model(open_files(directory), threads=2, isa=isa) for isa in _core.available_isas()
+    }
     return Pair(golden, hidden, logits, generated, models)
 
 

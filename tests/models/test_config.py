@@ -8,6 +8,7 @@ import pytest
 from golden.specs import SPECS
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import ModelConfig, read_config
 from ryzanstein.models.config import QuantizationConfig
 from ryzanstein.models.rope import RopeConfig
@@ -48,7 +49,7 @@ FLAGSHIP: Config = {
 
 def read(directory: Path, config: Config) -> ModelConfig:
     (directory / "config.json").write_text(json.dumps(config))
-    return read_config(directory)
+    return read_config(open_files(directory))
 
 
 def without(config: Config, key: str) -> Config:
@@ -251,6 +252,6 @@ def test_bad_configuration(
 
 def test_missing_directory_and_config(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="no model directory"):
-        read_config(tmp_path / "x")
+        read_config(open_files(tmp_path / "x"))
     with pytest.raises(ModelLoadError, match=r"config\.json does not exist"):
-        read_config(tmp_path)
+        read_config(open_files(tmp_path))

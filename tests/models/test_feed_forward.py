@@ -8,6 +8,7 @@ import pytest
 
 from ryzanstein import ValidationError, _core
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import feed_forward, read_config
 from ryzanstein.models.feed_forward import keep_channels, live_channels
 
@@ -129,7 +130,7 @@ def test_rows_that_do_not_fit_are_refused(
 
 
 def test_the_default_skips_only_what_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = read_config(EMBEDDED_MODEL)
+    small = read_config(open_files(EMBEDDED_MODEL))
     assert feed_forward.resolve_skip_zeros(None, small, None) == "none"
     assert feed_forward.resolve_skip_zeros("all", small, None) == "all"
     monkeypatch.setattr(feed_forward, "_MIN_WEIGHTS", 0)

@@ -15,6 +15,7 @@ from golden.engine import Sequence
 from golden.specs import SPECS
 
 from ryzanstein.errors import RyzansteinError
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import inspect_tensors, load_model
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def attempt(directory: Path) -> bool:
     began = time.process_time()
     accepted = False
     with contextlib.suppress(RyzansteinError):
-        inspect_tensors(directory)
-        model = load_model(directory, threads=1, isa=None)
+        inspect_tensors(open_files(directory))
+        model = load_model(open_files(directory), threads=1, isa=None)
         Sequence(model, 3).extend(np.array([0, 1, 2]) % model.config.vocab_size)
         accepted = True
     assert time.process_time() - began < SLOWEST

@@ -21,6 +21,7 @@ from ryzanstein.errors import (
     ValidationError,
 )
 from ryzanstein.loaders.checkpoint import Checkpoint
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import LoadedModel, inspect_tensors, load_model
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ SCALE = f"{DOWN}_scale"
 
 def load(directory: Path, config: Config, tensors: Tensors, shards: int = 1) -> LoadedModel:
     write_checkpoint(directory, config, tensors, shards)
-    return load_model(directory, threads=1, isa=None)
+    return load_model(open_files(directory), threads=1, isa=None)
 
 
 def logits(model: LoadedModel) -> F32Array:
@@ -76,7 +77,7 @@ def changed(tensors: Tensors, name: str, index: Any, value: float) -> Tensors:
 def test_shards_and_threads_change_nothing(offline: Tensors, tmp_path: Path) -> None:
     expected = logits(load(tmp_path / "whole", OFFLINE.config, offline))
     assert np.array_equal(logits(load(tmp_path / "shards", OFFLINE.config, offline, 3)), expected)
-    threaded = load_model(tmp_path / "whole", threads=3, isa=None)
+    threaded = load_model(open_files(tmp_path / "whole"), threads=3, isa=None)
     assert np.array_equal(logits(threaded), expected)
 
 
@@ -208,22 +209,22 @@ def test_dense_tensor_that_is_not_finite(
 def test_bad_arguments(offline: Tensors, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, OFFLINE.config, offline)
     with pytest.raises(ValidationError, match="threads is 0"):
-        load_model(tmp_path, threads=0, isa=None)
+        load_model(open_files(tmp_path), threads=0, isa=None)
     with pytest.raises(ValidationError, match="sse9"):
-        load_model(tmp_path, threads=1, isa="sse9")
+        load_model(open_files(tmp_path), threads=1, isa="sse9")
 
 
 def test_missing_weights_and_missing_directory(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, OFFLINE.config, {})
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=r"neither model\.safetensors nor"):
-        load_model(tmp_path, threads=1, isa=None)
+        load_model(open_files(tmp_path), threads=1, isa=None)
     with pytest.raises(ModelLoadError, match=re.escape(str(tmp_path / "x"))):
-        load_model(tmp_path / "x", threads=1, isa=None)
+        load_model(open_files(tmp_path / "x"), threads=1, isa=None)
 
 
 def test_inspect_tensors(offline: Tensors, tmp_path: Path) -> None:
-    infos = inspect_tensors(write_checkpoint(tmp_path, OFFLINE.config, offline, 2))
+    infos = inspect_tensors(open_files(write_checkpoint(tmp_path, OFFLINE.config, offline, 2)))
     assert [info.name for info in infos] == sorted(offline)
     for info in infos:
         assert info.dtype == offline[info.name].dtype
@@ -241,7 +242,7 @@ def test_progress_bar_only_on_a_terminal(
 ) -> None:
     write_checkpoint(tmp_path, OFFLINE.config, offline)
     monkeypatch.setenv("TTY_COMPATIBLE", "1" if terminal else "0")
-    load_model(tmp_path, threads=1, isa=None, progress=True)
+    load_model(open_files(tmp_path), threads=1, isa=None, progress=True)
     output = capsys.readouterr()
     assert output.out == ""
     assert (f"Loading {tmp_path.name}" in output.err) == terminal

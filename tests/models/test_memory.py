@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PROGRAM = """
 import sys
 from pathlib import Path
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
 from ryzanstein.models import load_model
 
@@ -24,7 +25,7 @@ def kib(field):
 
 before = kib("VmRSS")
 cache = WeightCache(Path(sys.argv[2]), 1 << 30, minimum_bytes=0)
-model = load_model(Path(sys.argv[1]), threads=2, isa=None, weight_cache=cache)
+model = load_model(open_files(Path(sys.argv[1])), threads=2, isa=None, weight_cache=cache)
 print(kib("VmHWM") - before, model.mapped_bytes)
 """
 

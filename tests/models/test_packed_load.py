@@ -17,6 +17,7 @@ from golden.specs import SPECS
 
 from ryzanstein import CorruptFileError, _core
 from ryzanstein.loaders.checkpoint import Checkpoint
+from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
 from ryzanstein.models import (
     LoadedModel,
@@ -57,7 +58,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def load(
     directory: Path, cache: WeightCache | None, *, threads: int = 1, isa: str | None = None
 ) -> LoadedModel:
-    return load_model(directory, threads=threads, isa=isa, weight_cache=cache)
+    return load_model(open_files(directory), threads=threads, isa=isa, weight_cache=cache)
 
 
 def results(model: LoadedModel) -> list[bytes]:
@@ -68,7 +69,7 @@ def results(model: LoadedModel) -> list[bytes]:
 
 
 def file_of(directory: Path, cache: WeightCache, isa: str | None = None) -> Path:
-    config = read_config(directory)
+    config = read_config(open_files(directory))
     chosen = choose_packing(config, isa=isa, threads=1)
     return cache.path(packing_identity(Checkpoint(directory), config, chosen))
 
@@ -212,7 +213,7 @@ def test_stored_arrays_of_another_shape_are_made_again(
     checkpoint: Path, cache: WeightCache
 ) -> None:
     load(checkpoint, cache)
-    config = read_config(checkpoint)
+    config = read_config(open_files(checkpoint))
     identity = packing_identity(
         Checkpoint(checkpoint), config, choose_packing(config, isa=None, threads=1)
     )

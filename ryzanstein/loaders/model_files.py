@@ -1,0 +1,141 @@
+"""The files of a model, wherever they are.
+
+A model is a set of named files in the Hugging Face layout: config.json, tokenizer.json,
+tokenizer_config.json, generation_config.json, chat_template.jinja and tensors. A directory has
+them on disk; other containers make them up from what they hold. Whoever needs one asks for it by
+name and never learns where it came from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ryzanstein.errors import CorruptFileError, ModelLoadError
+from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
+from ryzanstein.loaders.json_file import read_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ryzanstein.loaders.safetensors import TensorInfo
+
+__all__ = ["DirectoryFiles", "ModelFiles", "WeightSource", "open_files"]
+
+
+class WeightSource(Protocol):
+    """Named tensors, mapped: nothing is read until a view is touched."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def info(self, name: str) -> TensorInfo:
+        """Return dtype, shape and size of a tensor."""
+        ...
+
+    def view(self, name: str) -> NDArray[Any]:
+        """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
+        ...
+
+    def identity(self) -> dict[str, object]:
+        """Return what changes when the weights do, as JSON values."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Let the kernel drop a tensor's resident pages."""
+        ...
+
+    def where(self, name: str) -> str:
+        """Return the file and tensor, for errors."""
+        ...
+
+
+class ModelFiles(Protocol):
+    """The files of one model; `path` is where they are, for errors and titles."""
+
+    path: Path
+
+    def where(self, name: str) -> str:
+        """Return what to call a file in an error."""
+        ...
+
+    def read_json(self, name: str) -> dict[str, object] | None:
+        """Return a file's JSON object, None where there is no such file.
+
+        Raises:
+            ModelLoadError: it cannot be read.
+            CorruptFileError: it is not a JSON object.
+        """
+        ...
+
+    def read_text(self, name: str) -> str | None:
+        """Return a file's text, None where there is no such file.
+
+        Raises:
+            ModelLoadError: it cannot be read.
+            CorruptFileError: it is not UTF-8.
+        """
+        ...
+
+    def open_weights(self) -> WeightSource:
+        """Return the tensors, their headers checked.
+
+        Raises:
+            ModelLoadError: a file is missing.
+            CorruptFileError: a header is damaged.
+        """
+        ...
+
+
+class DirectoryFiles:
+    """A directory in the Hugging Face layout."""
+
+    def __init__(self, path: Path) -> None:
+        """Take a directory.
+
+        Raises:
+            ModelLoadError: there is none.
+            UnsupportedFormatError: it is a file.
+        """
+        require_directory(path)
+        self.path = path
+
+    def where(self, name: str) -> str:
+        """Return the path of a file."""
+        return str(self.path / name)
+
+    def read_json(self, name: str) -> dict[str, object] | None:
+        """Return a file's JSON object, None where there is no such file."""
+        path = self.path / name
+        return read_json_object(path) if path.is_file() else None
+
+    def read_text(self, name: str) -> str | None:
+        """Return a file's text, None where there is no such file."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return path.read_text("utf-8")
+        except OSError as error:
+            raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise CorruptFileError(f"{path} is not UTF-8: {error}") from error
+
+    def open_weights(self) -> Checkpoint:
+        """Map every weight file and check every header."""
+        return Checkpoint(self.path)
+
+
+def open_files(path: Path) -> ModelFiles:
+    """Return the files of the model at a path.
+
+    Raises:
+        ModelLoadError: there is nothing there.
+        UnsupportedFormatError: it is in no form that can be loaded.
+    """
+    return DirectoryFiles(path)

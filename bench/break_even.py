@@ -84,7 +84,7 @@ class Weights:
             vocab_size=_GROUPS + 1,
             rms_norm_eps=shape.rms_eps,
             activation="relu2",
-            inv_freq=np.ones(_HEAD_DIM // 2),
+            inv_freq=np.ones((1, _HEAD_DIM // 2)),
         )
         layers = [self._with_copy(parts, product) for parts in self._layers]
         ones = np.ones(shape.hidden, np.float32)
@@ -116,7 +116,7 @@ class Weights:
             input_norm=ones,
             attn_in=[_core.Linear(attn_in)],
             o_proj=_core.Linear(o_proj),
-            post_attention_norm=ones,
+            ffn_norm=ones,
             mlp_in=[_core.Linear(gate_up)],
             down_proj=_core.Linear(down),
             **copies,

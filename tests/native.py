@@ -42,7 +42,7 @@ def layer(**changes: Any) -> _core.LayerWeights:
         "input_norm": np.ones(HIDDEN, np.float32),
         "attn_in": [linear((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN)],
         "o_proj": linear(HIDDEN, HEADS * HEAD_DIM),
-        "post_attention_norm": np.ones(HIDDEN, np.float32),
+        "ffn_norm": np.ones(HIDDEN, np.float32),
         "mlp_in": [linear(2 * INNER, HIDDEN)],
         "down_proj": linear(HIDDEN, INNER),
     }
@@ -59,7 +59,7 @@ def config(**changes: Any) -> _core.DecoderConfig:
         "vocab_size": VOCAB,
         "rms_norm_eps": 1e-5,
         "activation": "silu",
-        "inv_freq": 10000.0 ** (-np.arange(HEAD_DIM / 2) / (HEAD_DIM / 2)),
+        "inv_freq": 10000.0 ** (-np.arange(HEAD_DIM / 2) / (HEAD_DIM / 2))[None],
     }
     return _core.DecoderConfig(**parts | changes)
 

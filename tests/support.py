@@ -98,7 +98,7 @@ def tiny_decoder(
             input_norm=gain(_HIDDEN),
             attn_in=[linear((_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, _HIDDEN)],
             o_proj=linear(_HIDDEN, _HEADS * _HEAD_DIM),
-            post_attention_norm=gain(_HIDDEN),
+            ffn_norm=gain(_HIDDEN),
             mlp_in=[mlp_in],
             down_proj=down_proj,
             attn_sub_norm=gain(_HEADS * _HEAD_DIM),
@@ -121,7 +121,7 @@ def tiny_decoder(
         vocab_size=_VOCAB,
         rms_norm_eps=1e-5,
         activation="relu2",
-        inv_freq=10000.0 ** (-np.arange(0, _HEAD_DIM, 2) / _HEAD_DIM),
+        inv_freq=10000.0 ** (-np.arange(0, _HEAD_DIM, 2) / _HEAD_DIM)[None],
     )
     decoder = _core.Decoder(
         config,

@@ -1,9 +1,12 @@
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
@@ -14,55 +17,77 @@ namespace py = pybind11;
 namespace ryz {
 namespace {
 
-using OptionalNorm = std::optional<Array<float>>;
+using OptionalVector = std::optional<Array<float>>;
 
-std::vector<float> optional_norm(const OptionalNorm& norm, const char* name) {
-  return norm ? to_vector(*norm, name) : std::vector<float>{};
+std::vector<float> optional_vector(const OptionalVector& array, const char* name) {
+  return array ? to_vector(*array, name) : std::vector<float>{};
 }
 
-Activation activation(const std::string& name) {
-  if (name == "silu") return Activation::kSilu;
-  if (name == "relu2") return Activation::kRelu2;
-  throw ValidationError("[decoder] activation '" + name + "' is not one of: silu, relu2");
+std::shared_ptr<DenseMatrix> make_dense(const py::array& array) {
+  auto matrix = std::make_shared<DenseMatrix>(dense_view(array, "array"));
+  matrix->owner = keep(array);
+  return matrix;
 }
 
-Linear make_linear(const std::shared_ptr<TernaryMatrix>& matrix, const OptionalNorm& norm,
-                   float norm_eps, const std::string& kernel) {
-  return {matrix, optional_norm(norm, "norm"), norm_eps, kernel};
+// What Python passes as a matrix: as Matrix, with the holders that pybind11 knows.
+using AnyMatrix = std::variant<std::shared_ptr<TernaryMatrix>, std::shared_ptr<DenseMatrix>>;
+
+Linear make_linear(const AnyMatrix& matrix, const OptionalVector& norm, float norm_eps,
+                   const std::string& kernel, const OptionalVector& bias) {
+  Linear linear{{}, optional_vector(norm, "norm"), norm_eps, kernel, optional_vector(bias, "bias")};
+  std::visit([&](const auto& kind) { linear.matrix = kind; }, matrix);
+  return linear;
 }
 
 LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn_in, Linear o_proj,
-                        const Array<float>& post_attention_norm, std::vector<Linear> mlp_in,
-                        Linear down_proj, const OptionalNorm& attn_sub_norm,
-                        const OptionalNorm& ffn_sub_norm,
+                        const Array<float>& ffn_norm, std::vector<Linear> mlp_in, Linear down_proj,
+                        const OptionalVector& q_norm, const OptionalVector& k_norm,
+                        const OptionalVector& attn_sub_norm, const OptionalVector& attn_output_norm,
+                        const OptionalVector& ffn_sub_norm, const OptionalVector& ffn_output_norm,
+                        std::size_t sliding_window, std::size_t rope,
                         const std::shared_ptr<TernaryRows>& up_rows,
                         const std::shared_ptr<TernaryRows>& down_columns) {
-  return {to_vector(input_norm, "input_norm"),
-          std::move(attn_in),
-          optional_norm(attn_sub_norm, "attn_sub_norm"),
-          std::move(o_proj),
-          to_vector(post_attention_norm, "post_attention_norm"),
-          std::move(mlp_in),
-          optional_norm(ffn_sub_norm, "ffn_sub_norm"),
-          std::move(down_proj),
-          up_rows,
-          down_columns};
+  return {.input_norm = to_vector(input_norm, "input_norm"),
+          .attn_in = std::move(attn_in),
+          .q_norm = optional_vector(q_norm, "q_norm"),
+          .k_norm = optional_vector(k_norm, "k_norm"),
+          .sliding_window = sliding_window,
+          .rope = rope,
+          .attn_sub_norm = optional_vector(attn_sub_norm, "attn_sub_norm"),
+          .o_proj = std::move(o_proj),
+          .attn_output_norm = optional_vector(attn_output_norm, "attn_output_norm"),
+          .ffn_norm = to_vector(ffn_norm, "ffn_norm"),
+          .mlp_in = std::move(mlp_in),
+          .ffn_sub_norm = optional_vector(ffn_sub_norm, "ffn_sub_norm"),
+          .down_proj = std::move(down_proj),
+          .ffn_output_norm = optional_vector(ffn_output_norm, "ffn_output_norm"),
+          .up_rows = up_rows,
+          .down_columns = down_columns};
 }
 
 DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::size_t num_kv_heads,
                           std::size_t head_dim, std::size_t intermediate_size,
-                          std::size_t vocab_size, float rms_norm_eps, const std::string& act,
-                          const Array<double>& inv_freq, double rope_attention_factor) {
-  return {hidden_size,
-          num_heads,
-          num_kv_heads,
-          head_dim,
-          intermediate_size,
-          vocab_size,
-          rms_norm_eps,
-          activation(act),
-          to_vector(inv_freq, "inv_freq"),
-          rope_attention_factor};
+                          std::size_t vocab_size, float rms_norm_eps, const std::string& activation,
+                          const Array<double>& inv_freq, double rope_attention_factor,
+                          float embedding_scale, std::optional<float> attention_scale,
+                          float attention_softcap, float final_softcap) {
+  expect_ndim(inv_freq, 2, "inv_freq");
+  return {
+      .hidden_size = hidden_size,
+      .num_heads = num_heads,
+      .num_kv_heads = num_kv_heads,
+      .head_dim = head_dim,
+      .intermediate_size = intermediate_size,
+      .vocab_size = vocab_size,
+      .rms_norm_eps = rms_norm_eps,
+      .activation = parse_activation(activation),
+      .inv_freq = {inv_freq.data(), inv_freq.data() + inv_freq.size()},
+      .ropes = dim(inv_freq, 0),
+      .rope_attention_factor = rope_attention_factor,
+      .embedding_scale = embedding_scale,
+      .attention_scale = attention_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim))),
+      .attention_softcap = attention_softcap,
+      .final_softcap = final_softcap};
 }
 
 constexpr const char* kHeadKinds[] = {"dense", "exact", "int7", "int5"};  // as HeadKind counts
@@ -192,23 +217,35 @@ Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
 }
 
 void bind_weights(py::module_& m) {
+  py::class_<DenseMatrix, std::shared_ptr<DenseMatrix>>(m, "DenseMatrix")
+      .def(py::init(&make_dense), py::arg("array"))
+      .def_property_readonly("out_features", [](const DenseMatrix& d) { return d.rows; })
+      .def_property_readonly("in_features", [](const DenseMatrix& d) { return d.columns; })
+      .def_property_readonly(
+          "nbytes", [](const DenseMatrix& d) { return d.rows * d.columns * size_of(d.dtype); });
   py::class_<Linear>(m, "Linear")
       .def(py::init(&make_linear), py::arg("matrix").none(false),
            py::arg("norm").noconvert() = py::none(), py::arg("norm_eps") = 1e-6f,
-           py::arg("kernel") = "")
+           py::arg("kernel") = "", py::arg("bias").noconvert() = py::none())
       .def_property_readonly("matrix", [](const Linear& linear) { return linear.matrix; });
   py::class_<LayerWeights>(m, "LayerWeights")
       .def(py::init(&make_layer), py::kw_only(), py::arg("input_norm").noconvert(),
-           py::arg("attn_in"), py::arg("o_proj"), py::arg("post_attention_norm").noconvert(),
-           py::arg("mlp_in"), py::arg("down_proj"),
+           py::arg("attn_in"), py::arg("o_proj"), py::arg("ffn_norm").noconvert(),
+           py::arg("mlp_in"), py::arg("down_proj"), py::arg("q_norm").noconvert() = py::none(),
+           py::arg("k_norm").noconvert() = py::none(),
            py::arg("attn_sub_norm").noconvert() = py::none(),
-           py::arg("ffn_sub_norm").noconvert() = py::none(), py::arg("up_rows") = py::none(),
+           py::arg("attn_output_norm").noconvert() = py::none(),
+           py::arg("ffn_sub_norm").noconvert() = py::none(),
+           py::arg("ffn_output_norm").noconvert() = py::none(), py::arg("sliding_window") = 0,
+           py::arg("rope") = 0, py::arg("up_rows") = py::none(),
            py::arg("down_columns") = py::none());
   py::class_<DecoderConfig>(m, "DecoderConfig")
       .def(py::init(&make_config), py::kw_only(), py::arg("hidden_size"), py::arg("num_heads"),
            py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("intermediate_size"),
            py::arg("vocab_size"), py::arg("rms_norm_eps"), py::arg("activation"),
-           py::arg("inv_freq").noconvert(), py::arg("rope_attention_factor") = 1.0);
+           py::arg("inv_freq").noconvert(), py::arg("rope_attention_factor") = 1.0,
+           py::arg("embedding_scale") = 1.0f, py::arg("attention_scale") = py::none(),
+           py::arg("attention_softcap") = 0.0f, py::arg("final_softcap") = 0.0f);
 }
 
 }  // namespace

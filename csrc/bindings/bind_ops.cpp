@@ -30,11 +30,14 @@ void expect_size(const py::array& array, std::size_t size, const char* name) {
   }
 }
 
-void rms_norm(const std::string& isa, const Floats& x, const Floats& gain, float eps, Floats out) {
+void rms_norm(const std::string& isa, const Floats& x, const Floats& gain, float eps, Floats out,
+              const std::optional<Floats>& residual) {
   const auto k = static_cast<std::size_t>(x.size());
   expect_size(gain, k, "gain");
   expect_size(out, k, "out");
-  table(isa).rms_norm({x.data(), gain.data(), eps, k, out.mutable_data()});
+  if (residual) expect_size(*residual, k, "residual");
+  table(isa).rms_norm(
+      {x.data(), gain.data(), eps, k, out.mutable_data(), residual ? residual->data() : nullptr});
 }
 
 // Scale and sum are filled in by the op.
@@ -163,11 +166,7 @@ GateArgs gate_args(const std::string& activation, const Floats& gate, const Floa
   const auto n = static_cast<std::size_t>(gate.size());
   expect_size(up, n, "up");
   expect_size(out, n, "out");
-  if (activation != "silu" && activation != "relu2") {
-    throw ValidationError("[ops] activation '" + activation + "' is not one of: silu, relu2");
-  }
-  const Activation kind = activation == "silu" ? Activation::kSilu : Activation::kRelu2;
-  return {gate.data(), up.data(), kind, n, out.mutable_data()};
+  return {gate.data(), up.data(), parse_activation(activation), n, out.mutable_data()};
 }
 
 void gate(const std::string& isa, const std::string& activation, const Floats& gate,
@@ -203,7 +202,7 @@ void kv_write(const std::string& isa, PagedCache& cache, std::size_t block, std:
 void attention(const std::string& isa, const PagedCache& cache, std::size_t kv_head,
                const Array<std::int32_t>& block_table, std::size_t position, std::size_t key_begin,
                std::size_t key_end, const Floats& q, float scale, Floats max, Floats sum,
-               Floats out) {
+               Floats out, float softcap, std::size_t window) {
   expect_ndim(q, 3, "q");
   const std::size_t tokens = dim(q, 0), group = dim(q, 1), rows = tokens * group;
   expect_size(q, rows * cache.head_dim(), "q");
@@ -226,9 +225,10 @@ void attention(const std::string& isa, const PagedCache& cache, std::size_t kv_h
   std::vector<Line> scratch(attention_scratch(rows, cache.head_dim()) / std::size(Line{}.floats) +
                             1);
   table(isa).attention({q.data(), group * cache.head_dim(), tokens, group, cache.head_dim(), scale,
-                        cache.page(0, 0, kv_head), cache.block_bytes(), block_table.data(),
-                        cache.dtype(), position, key_begin, key_end, max.mutable_data(),
-                        sum.mutable_data(), out.mutable_data(), scratch.front().floats});
+                        softcap, window, cache.page(0, 0, kv_head), cache.block_bytes(),
+                        block_table.data(), cache.dtype(), position, key_begin, key_end,
+                        max.mutable_data(), sum.mutable_data(), out.mutable_data(),
+                        scratch.front().floats});
 }
 
 void attention_merge(const std::string& isa, std::size_t head_dim, const Floats& part_max,
@@ -252,20 +252,36 @@ void attention_finish(const std::string& isa, const Floats& sum, const Floats& r
       {dim(out, 0), dim(out, 1), sum.data(), rows.data(), out.mutable_data()});
 }
 
-void embed(const std::string& isa, const py::array& weights, std::size_t row, Floats out) {
+void embed(const std::string& isa, const py::array& weights, std::size_t row, Floats out,
+           float scale) {
   const DenseMatrix dense = dense_view(weights, "weights");
   expect_size(out, dense.columns, "out");
   if (row >= dense.rows) throw ValidationError("[ops] row is outside the weights");
-  table(isa).embed({dense.data, dense.dtype, row, dense.columns, out.mutable_data()});
+  table(isa).embed({dense.data, dense.dtype, row, dense.columns, scale, out.mutable_data()});
 }
 
-void dense_linear(const std::string& isa, const py::array& weights, const Floats& x, Floats out) {
+void softcap(const std::string& isa, Floats x, float cap) {
+  table(isa).softcap({x.mutable_data(), static_cast<std::size_t>(x.size()), cap});
+}
+
+void add_bias(const std::string& isa, const Floats& bias, Floats out, std::size_t begin) {
+  expect_ndim(out, 2, "out");
+  if (begin > dim(out, 1)) throw ValidationError("[ops] begin is outside out");
+  expect_size(bias, dim(out, 1), "bias");
+  table(isa).add_bias(
+      {bias.data(), begin, dim(out, 1), dim(out, 0), out.mutable_data(), dim(out, 1)});
+}
+
+void dense_linear(const std::string& isa, const py::array& weights, const Floats& x, Floats out,
+                  const std::optional<Floats>& residual) {
   const DenseMatrix dense = dense_view(weights, "weights");
   expect_ndim(x, 2, "x");
   expect_size(x, dim(x, 0) * dense.columns, "x");
   expect_size(out, dim(x, 0) * dense.rows, "out");
+  if (residual) expect_size(*residual, dim(x, 0) * dense.rows, "residual");
   table(isa).dense_linear({dense.data, dense.dtype, dense.columns, 0, dense.rows, x.data(),
-                           dim(x, 0), out.mutable_data(), dense.rows});
+                           dim(x, 0), out.mutable_data(), dense.rows,
+                           residual ? residual->data() : nullptr});
 }
 
 ScreenMatrix code_head(const py::array& weights) {
@@ -351,7 +367,7 @@ py::tuple screen_slack(const ScreenMatrix& coded, const Floats& x) {
 void bind_ops(py::module_& m) {
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
   m.def("rms_norm", &rms_norm, py::arg("isa"), array("x"), array("gain"), py::arg("eps"),
-        array("out"));
+        array("out"), py::arg("residual").noconvert() = py::none());
   m.def("quantize", &quantize, py::arg("isa"), array("x"), array("q"),
         py::arg("gain").noconvert() = py::none(), py::arg("eps") = 1e-5f,
         py::arg("mean_count") = py::none());
@@ -376,13 +392,18 @@ void bind_ops(py::module_& m) {
         py::arg("offset"), array("key"), array("value"));
   m.def("attention", &attention, py::arg("isa"), py::arg("cache"), py::arg("kv_head"),
         array("block_table"), py::arg("position"), py::arg("key_begin"), py::arg("key_end"),
-        array("q"), py::arg("scale"), array("max"), array("sum"), array("out"));
+        array("q"), py::arg("scale"), array("max"), array("sum"), array("out"),
+        py::arg("softcap") = 0.0f, py::arg("window") = 0);
   m.def("attention_merge", &attention_merge, py::arg("isa"), py::arg("head_dim"), array("part_max"),
         array("part_sum"), array("part_out"), array("max"), array("sum"), array("out"));
   m.def("attention_finish", &attention_finish, py::arg("isa"), array("sum"), array("rows"),
         array("out"));
-  m.def("embed", &embed, py::arg("isa"), array("weights"), py::arg("row"), array("out"));
-  m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"), array("out"));
+  m.def("embed", &embed, py::arg("isa"), array("weights"), py::arg("row"), array("out"),
+        py::arg("scale") = 1.0f);
+  m.def("softcap", &softcap, py::arg("isa"), array("x"), py::arg("softcap"));
+  m.def("add_bias", &add_bias, py::arg("isa"), array("bias"), array("out"), py::arg("begin") = 0);
+  m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"), array("out"),
+        py::arg("residual").noconvert() = py::none());
   py::class_<ScreenMatrix>(m, "ScreenMatrix")
       .def(py::init(&code_head), array("weights"))
       .def_property_readonly("nbytes", &ScreenMatrix::bytes);

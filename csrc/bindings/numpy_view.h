@@ -15,6 +15,7 @@
 #include "base/aligned.h"
 #include "base/dtype.h"
 #include "base/error.h"
+#include "kernels/ops.h"
 #include "model/weights.h"
 
 namespace ryz {
@@ -80,19 +81,30 @@ inline DenseMatrix dense_view(const pybind11::array& array, const char* name) {
   return {array.data(), type, dim(array, 0), dim(array, 1)};
 }
 
+inline Activation parse_activation(const std::string& name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "relu2") return Activation::kRelu2;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  throw ValidationError("[activation] '" + name + "' is not one of: silu, relu2, gelu_tanh");
+}
+
+// Keeps a Python object. Whichever thread lets go of it last has to hold the interpreter's lock to
+// drop it.
+inline std::shared_ptr<void> keep(const pybind11::object& object) {
+  const auto drop = [](pybind11::object* kept) {
+    const pybind11::gil_scoped_acquire lock;
+    delete kept;
+  };
+  return std::shared_ptr<void>(new pybind11::object(object), drop);
+}
+
 using ArrayMap = std::map<std::string, Array<std::uint8_t>>;
 
 // The arrays in place, each kept alive by its buffer.
 inline std::map<std::string, Buffer> borrow(const ArrayMap& arrays) {
   std::map<std::string, Buffer> out;
   for (const auto& [name, array] : arrays) {
-    // Whichever thread frees the last buffer has to hold the interpreter's lock to drop the array.
-    const auto drop = [](pybind11::object* kept) {
-      const pybind11::gil_scoped_acquire lock;
-      delete kept;
-    };
-    out.emplace(name, Buffer(array.data(), static_cast<std::size_t>(array.nbytes()),
-                             std::shared_ptr<void>(new pybind11::object(array), drop)));
+    out.emplace(name, Buffer(array.data(), static_cast<std::size_t>(array.nbytes()), keep(array)));
   }
   return out;
 }

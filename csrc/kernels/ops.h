@@ -17,16 +17,17 @@
 
 namespace ryz {
 
-enum class Activation : std::uint8_t { kSilu, kRelu2 };
+enum class Activation : std::uint8_t { kSilu, kRelu2, kGeluTanh };
 
-// out[i] = x[i] / sqrt(mean(x^2) + eps) * gain[i], i < k. Reduction: lane-wise float sums, then a
-// fixed tree. out may be x.
+// out[i] = x[i] / sqrt(mean(x^2) + eps) * gain[i] + residual[i], i < k. Reduction: lane-wise float
+// sums, then a fixed tree. out may be x or residual.
 struct RmsNormArgs {
   const float* x;
   const float* gain;
   float eps;
   std::size_t k;
   float* out;
+  const float* residual = nullptr;  // null for none
 };
 
 // Per-token absmax int8 of y = x, or where gain is not null of
@@ -139,8 +140,9 @@ struct RopeArgs {
   std::size_t head_dim;
 };
 
-// out[i] = f(gate[i]) * up[i]; f is silu(x) = x / (1 + exp(-x)) or relu2(x) = max(x, 0)^2.
-// out may be gate or up.
+// out[i] = f(gate[i]) * up[i]; f is silu(x) = x / (1 + exp(-x)), relu2(x) = max(x, 0)^2 or
+// gelu_tanh(x) = x / (1 + exp(-2u)), u = sqrt(2/pi) * (x + 0.044715 x^3), which is what the form
+// with tanh(u) comes to. out may be gate or up.
 struct GateArgs {
   const float* gate;
   const float* up;
@@ -200,10 +202,13 @@ struct KvWriteArgs {
 inline constexpr std::size_t kSplitKeys = 256;
 
 // Softmax attention of the query heads that share a kv head, for `tokens` consecutive tokens of
-// one sequence. Token t sees the keys [key_begin, min(key_end, position + t + 1)):
+// one sequence. Token t sees the keys of [key_begin, min(key_end, position + t + 1)), and with a
+// window only the last `window` up to its own position:
 //   max[t, h] = max_j s_j, sum[t, h] = sum_j exp(s_j - max), out[t, h] = sum_j exp(s_j - max) * v_j
-// with s_j = scale * q[t, h].k_j. key_begin is a multiple of kPageTokens, at most `position` and
-// below key_end. From key_begin on, every kSplitKeys keys are folded as attention_merge does.
+// with s_j = scale * q[t, h].k_j, or with a softcap softcap * tanh(that / softcap). key_begin is a
+// multiple of kPageTokens, at most `position` and below key_end. From key_begin on, every
+// kSplitKeys keys are folded as attention_merge does. A token whose window begins past key_end
+// gets max -infinity, sum 0 and zeros. Pages before every token's window are not read.
 //
 // int8: queries are rounded to 16 bits, 32767 steps to the row's largest magnitude (fewer beyond a
 // head_dim of 500, see query_limit), and so are the factors of the values, exp(s_j - max) times
@@ -215,6 +220,8 @@ struct AttentionArgs {
   std::size_t group;
   std::size_t head_dim;
   float scale;
+  float softcap;            // 0 for none
+  std::size_t window;       // 0 for none
   const void* pages;        // block 0 of this layer and kv head
   std::size_t block_bytes;  // from one block to the next
   const std::int32_t* block_table;
@@ -242,7 +249,8 @@ constexpr std::size_t attention_scratch(std::size_t rows, std::size_t head_dim) 
 }
 
 // Folds a further part of the keys into (max, sum, out) of `rows` query heads, as if both had been
-// one softmax. Callers fold parts in ascending key order, whichever thread made them.
+// one softmax. Callers fold parts in ascending key order, whichever thread made them. A row whose
+// sum is 0 has seen no keys, and changes no bit of the other.
 struct AttentionMergeArgs {
   std::size_t rows;
   std::size_t head_dim;
@@ -263,16 +271,37 @@ struct AttentionFinishArgs {
   float* out;
 };
 
-// out[0, k) = weights[row] as float.
+// out[0, k) = weights[row] as float, times scale.
 struct EmbedArgs {
   const void* weights;  // [rows, k] of dtype
   DType dtype;
   std::size_t row;
   std::size_t k;
+  float scale;
   float* out;
 };
 
-// out[t, n] = sum_k x[t, k] * w[n, k] in float for n in [row_begin, row_end): the LM head.
+// x[i] = softcap * tanh(x[i] / softcap), in place.
+struct SoftcapArgs {
+  float* x;
+  std::size_t n;
+  float softcap;
+};
+
+// out[t, n] += bias[n] for n in [begin, end).
+struct AddBiasArgs {
+  const float* bias;
+  std::size_t begin;
+  std::size_t end;
+  std::size_t tokens;
+  float* out;  // [tokens, out_stride]
+  std::size_t out_stride;
+};
+
+// Rows that callers hand out together: whole tiles of every tier.
+inline constexpr std::size_t kDenseLotRows = 8;
+
+// out[t, n] = sum_k x[t, k] * w[n, k] + residual[t, n] in float for n in [row_begin, row_end).
 struct DenseLinearArgs {
   const void* weights;  // [rows, k] of dtype
   DType dtype;
@@ -283,6 +312,7 @@ struct DenseLinearArgs {
   std::size_t tokens;
   float* out;  // [tokens, out_stride]
   std::size_t out_stride;
+  const float* residual = nullptr;  // as out, or null for none; may be out itself
 };
 
 // Hidden states as the coded head reads them (quant/screen.h): x ~ scale * (128 * hi + lo).
@@ -347,6 +377,8 @@ struct MultiplyAddProbeArgs {
   X(attention_merge, AttentionMergeArgs)   \
   X(attention_finish, AttentionFinishArgs) \
   X(embed, EmbedArgs)                      \
+  X(softcap, SoftcapArgs)                  \
+  X(add_bias, AddBiasArgs)                 \
   X(dense_linear, DenseLinearArgs)         \
   X(screen_linear, ScreenLinearArgs)       \
   X(screen_rest, ScreenRestArgs)

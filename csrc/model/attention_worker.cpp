@@ -1,7 +1,6 @@
 #include "model/attention_worker.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace ryz {
 namespace {
@@ -59,19 +58,29 @@ void AttentionWorker::run(std::size_t layer) {
   ctx_.barrier();
 }
 
-// Rotates the query heads of a kv head and its key, and stores key and value.
+// Norms and rotates the query heads of a kv head and its key, and stores key and value.
 void AttentionWorker::rotate_and_store(std::size_t layer, std::size_t t, std::size_t kv_head) {
   const DecoderConfig& c = config_;
-  const float* cos = ws_.cos.data() + t * (c.head_dim / 2);
-  const float* sin = ws_.sin.data() + t * (c.head_dim / 2);
-  float* q = ws_.qkv.data() + t * c.qkv_size();
-  float* k = q + c.q_size() + kv_head * c.head_dim;
-  kernels_.rope({q + kv_head * c.group() * c.head_dim, cos, sin, c.group(), c.head_dim});
+  const LayerWeights& weights = s_.layers[layer];
+  const std::size_t row = (weights.rope * s_.batch.tokens() + t) * (c.head_dim / 2);
+  const float* cos = ws_.cos.data() + row;
+  const float* sin = ws_.sin.data() + row;
+  float* token = ws_.qkv.data() + t * c.qkv_size();
+  float* q = token + kv_head * c.group() * c.head_dim;
+  float* k = token + c.q_size() + kv_head * c.head_dim;
+  for (std::size_t h = 0; h < c.group(); ++h) norm_head(weights.q_norm, q + h * c.head_dim);
+  norm_head(weights.k_norm, k);
+  kernels_.rope({q, cos, sin, c.group(), c.head_dim});
   kernels_.rope({k, cos, sin, 1, c.head_dim});
   const auto slot = static_cast<std::size_t>(s_.batch.slots[t]);
   kernels_.kv_write({k, k + c.kv_size(), c.head_dim,
                      s_.cache.page(layer, slot / kPageTokens, kv_head), slot % kPageTokens,
                      s_.cache.dtype()});
+}
+
+void AttentionWorker::norm_head(const std::vector<float>& gain, float* head) {
+  if (gain.empty()) return;
+  kernels_.rms_norm({head, gain.data(), config_.rms_norm_eps, config_.head_dim, head});
 }
 
 // Each thread does whole (tile, kv head) pairs, head by head, so that it finds pages in cache.
@@ -80,7 +89,7 @@ void AttentionWorker::attend_whole(std::size_t layer) {
   const std::size_t tiles = ws_.tiles.size();
   for (std::size_t i = take(); i < tiles * config_.num_kv_heads; i = take()) {
     const AttentionTile& tile = ws_.tiles[i % tiles];
-    attend(layer, tile, i / tiles, 0, key_end(tile), whole);
+    attend(layer, tile, i / tiles, first_split(layer, tile) * kSplitKeys, key_end(tile), whole);
     finish(tile, i / tiles, whole);
   }
 }
@@ -94,15 +103,14 @@ void AttentionWorker::attend_shared_splits(std::size_t layer) {
     const std::size_t pair = i % pairs;
     const AttentionTile& tile = ws_.tiles[pair / heads];
     const std::size_t begin = split * kSplitKeys;
-    if (begin >= key_end(tile)) continue;
+    if (split < first_split(layer, tile) || begin >= key_end(tile)) continue;
     attend(layer, tile, pair % heads, begin, std::min(begin + kSplitKeys, key_end(tile)),
            part(pair * ws_.shared_splits + split));
   }
   ctx_.barrier();
   for (std::size_t pair = me_; pair < pairs; pair += static_cast<std::size_t>(ctx_.threads())) {
     const AttentionTile& tile = ws_.tiles[pair / heads];
-    fold(tile, pair);
-    finish(tile, pair % heads, part(pair * ws_.shared_splits));
+    finish(tile, pair % heads, fold(tile, pair, first_split(layer, tile)));
   }
 }
 
@@ -115,24 +123,27 @@ void AttentionWorker::attend(std::size_t layer, const AttentionTile& tile, std::
   const std::size_t t = tile.first + skipped;
   kernels_.attention(
       {ws_.qkv.data() + t * c.qkv_size() + g * c.group() * c.head_dim, c.qkv_size(),
-       tile.tokens - skipped, c.group(), c.head_dim,
-       1.0f / std::sqrt(static_cast<float>(c.head_dim)), s_.cache.page(layer, 0, g),
-       s_.cache.block_bytes(), s_.batch.block_tables.data() + tile.sequence * s_.batch.max_blocks,
-       s_.cache.dtype(), position(tile) + skipped, key_begin, key_end, into.max, into.sum, into.out,
+       tile.tokens - skipped, c.group(), c.head_dim, c.attention_scale, c.attention_softcap,
+       s_.layers[layer].sliding_window, s_.cache.page(layer, 0, g), s_.cache.block_bytes(),
+       s_.batch.block_tables.data() + tile.sequence * s_.batch.max_blocks, s_.cache.dtype(),
+       position(tile) + skipped, key_begin, key_end, into.max, into.sum, into.out,
        ws_.attention_scratch.data() + me_ * ws_.attention_stride});
 }
 
-// Folds the splits of a pair into its first.
-void AttentionWorker::fold(const AttentionTile& tile, std::size_t pair) {
-  const Part into = part(pair * ws_.shared_splits);
-  for (std::size_t begin = kSplitKeys; begin < key_end(tile); begin += kSplitKeys) {
-    const Part from = part(pair * ws_.shared_splits + begin / kSplitKeys);
+// Folds the splits of a pair into its first, which it returns.
+AttentionWorker::Part AttentionWorker::fold(const AttentionTile& tile, std::size_t pair,
+                                            std::size_t first) {
+  const Part into = part(pair * ws_.shared_splits + first);
+  for (std::size_t split = first + 1; split * kSplitKeys < key_end(tile); ++split) {
+    const std::size_t begin = split * kSplitKeys;
+    const Part from = part(pair * ws_.shared_splits + split);
     const std::size_t skipped = begin - std::min(begin, position(tile));
     const std::size_t row = skipped * config_.group();
     kernels_.attention_merge({tile.tokens * config_.group() - row, config_.head_dim, from.max,
                               from.sum, from.out, into.max + row, into.sum + row,
                               into.out + row * padded_head_dim(config_.head_dim)});
   }
+  return into;
 }
 
 void AttentionWorker::finish(const AttentionTile& tile, std::size_t g, const Part& whole) {
@@ -150,6 +161,13 @@ AttentionWorker::Part AttentionWorker::part(std::size_t index) const {
   const std::size_t out_size = ws_.part_rows * padded_head_dim(config_.head_dim);
   float* base = ws_.partials.data() + index * (out_size + 2 * ws_.part_rows);
   return {base, base + out_size, base + out_size + ws_.part_rows};
+}
+
+// The first split of which a token of the tile sees a key.
+std::size_t AttentionWorker::first_split(std::size_t layer, const AttentionTile& tile) const {
+  const std::size_t window = s_.layers[layer].sliding_window;
+  const std::size_t end = position(tile) + 1;
+  return window == 0 || end <= window ? 0 : (end - window) / kSplitKeys;
 }
 
 std::size_t AttentionWorker::position(const AttentionTile& tile) const {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "cpu/thread_pool.h"
 #include "model/step.h"
@@ -34,9 +35,11 @@ class AttentionWorker {
   void attend_shared_splits(std::size_t layer);
   void attend(std::size_t layer, const AttentionTile& tile, std::size_t g, std::size_t key_begin,
               std::size_t key_end, const Part& into);
-  void fold(const AttentionTile& tile, std::size_t pair);
+  Part fold(const AttentionTile& tile, std::size_t pair, std::size_t first);
   void finish(const AttentionTile& tile, std::size_t g, const Part& whole);
   Part part(std::size_t index) const;
+  void norm_head(const std::vector<float>& gain, float* head);
+  std::size_t first_split(std::size_t layer, const AttentionTile& tile) const;
   std::size_t position(const AttentionTile& tile) const;
   std::size_t key_end(const AttentionTile& tile) const;
   std::size_t take() { return ws_.next_unit.fetch_add(1, std::memory_order_relaxed); }

@@ -8,13 +8,6 @@
 #include "model/validate.h"
 
 namespace ryz {
-namespace {
-
-std::size_t size_of(const Linear& linear) {
-  return linear.matrix->out_features() * linear.matrix->in_features();
-}
-
-}  // namespace
 
 Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
                  std::vector<float> final_norm, DenseMatrix lm_head, HeadKind head_kind,
@@ -28,12 +21,14 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMa
       kernels_(kernel_table(isa)),
       small_step_(small_step),
       pool_(threads),
-      head_(lm_head, head_kind, kernels_) {
+      head_(lm_head, head_kind, config_.final_softcap, kernels_) {
   validate_model(config_, layers_, embedding_, final_norm_, lm_head);
   const auto add = [this](Linear& linear) {
-    linear.kernel = &ternary_kernel(isa_, linear.matrix->format(), linear.kernel_name);
-    multiplications_per_token_ += size_of(linear);
-    linear_bytes_ += linear.matrix->bytes();
+    if (std::holds_alternative<Ternary>(linear.matrix)) {
+      linear.kernel = &ternary_kernel(isa_, linear.ternary().format(), linear.kernel_name);
+    }
+    multiplications_per_token_ += linear.out_features() * linear.in_features();
+    linear_bytes_ += linear.bytes();
   };
   for (LayerWeights& layer : layers_) {
     std::for_each(layer.attn_in.begin(), layer.attn_in.end(), add);
@@ -77,9 +72,10 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.attention.reserve(tokens * c.q_size());
   ws.gate_up.reserve(tokens * 2 * c.intermediate_size);
   ws.gated.reserve(rows * c.intermediate_size);
+  ws.block_output.reserve(tokens * c.hidden_size);
   ws.final_rows.reserve(batch.logit_rows.size() * c.hidden_size);
-  ws.cos.reserve(tokens * c.head_dim / 2);
-  ws.sin.reserve(tokens * c.head_dim / 2);
+  ws.cos.reserve(c.ropes * tokens * c.head_dim / 2);
+  ws.sin.reserve(c.ropes * tokens * c.head_dim / 2);
   ws.q.reserve(rows * round_up(widest, kRowPadding));
   ws.act_scale.reserve(rows);
   ws.act_sum.reserve(rows);

@@ -37,7 +37,7 @@ class Decoder {
   const LmHead& head() const { return head_; }
   NamedBuffers coded_head_buffers() { return head_.buffers(); }
   int threads() const { return pool_.threads(); }
-  // Of the ternary linears: what a token costs at least, in bytes read and products added up.
+  // Of the linears: what a token costs at least, in bytes read and products added up.
   std::size_t linear_bytes() const { return linear_bytes_; }
   std::size_t multiplications_per_token() const { return multiplications_per_token_; }
   // Layer by layer; only between steps.

@@ -15,15 +15,18 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Above this, one forward stream over all rows beats gathering them, and filters that need to know
 // the mass of what they keep may come to see the rows that screening hides.
 constexpr std::size_t kMaxCandidates = 2048;
-// Full rows are handed out in lots that fill a kernel's row tile.
-constexpr std::size_t kLot = 8;
 // Rows screened for one token after the other: their low plane fits the second-level cache.
 constexpr std::size_t kPieceRows = 8 * kPanelRows;
 
 }  // namespace
 
-LmHead::LmHead(DenseMatrix weights, HeadKind kind, const KernelTable& kernels)
-    : weights_(weights), kind_(kind), kernels_(kernels) {}
+LmHead::LmHead(DenseMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels)
+    : weights_(std::move(weights)), kind_(kind), softcap_(softcap), kernels_(kernels) {
+  if (kind != HeadKind::kDense && softcap != 0.0f) {
+    throw ValidationError(
+        "[decoder] only a dense head can soft-cap its logits; use head_kind='dense'");
+  }
+}
 
 void LmHead::reserve() {
   const auto planes =
@@ -153,6 +156,9 @@ void LmHead::full_rows(const float* hidden, float* logits, std::size_t begin, st
                              hidden + row * weights_.columns, stop - row,
                              logits + row * weights_.rows, weights_.rows});
     }
+    for (std::size_t r = row; r < stop && softcap_ != 0.0f; ++r) {
+      kernels_.softcap({logits + r * weights_.rows + begin, end - begin, softcap_});
+    }
     row = stop + 1;
   }
 }
@@ -160,8 +166,8 @@ void LmHead::full_rows(const float* hidden, float* logits, std::size_t begin, st
 void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
   const std::size_t vocab = weights_.rows;
   if (slots_.size() < rows_) {
-    const auto [lot, last] = ctx.share((vocab + kLot - 1) / kLot);
-    full_rows(hidden, logits, lot * kLot, std::min(last * kLot, vocab));
+    const auto [lot, last] = ctx.share((vocab + kDenseLotRows - 1) / kDenseLotRows);
+    full_rows(hidden, logits, lot * kDenseLotRows, std::min(last * kDenseLotRows, vocab));
   }
   if (slots_.empty()) return;
   quantize(ctx, hidden, logits);

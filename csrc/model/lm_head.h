@@ -49,7 +49,9 @@ class LmHead {
     std::uint64_t fallback_rows;  // rows computed whole because candidates were too many
   };
 
-  LmHead(DenseMatrix weights, HeadKind kind, const KernelTable& kernels);
+  // Throws ValidationError for a soft cap (0 for none) of any but a dense head: the bounds of the
+  // coded ones are of logits as the weights give them.
+  LmHead(DenseMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels);
 
   // Codes the weights, unless the head is dense. Throws OutOfMemoryError.
   void build(ThreadPool& pool);
@@ -116,6 +118,7 @@ class LmHead {
 
   DenseMatrix weights_;
   HeadKind kind_;
+  float softcap_;
   const KernelTable& kernels_;
   ScreenMatrix coded_;
 

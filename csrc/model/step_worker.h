@@ -3,12 +3,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <span>
 #include <vector>
 
 #include "cpu/thread_pool.h"
 #include "model/attention_worker.h"
+#include "model/linear_worker.h"
 #include "model/step.h"
 
 namespace ryz {
@@ -20,9 +19,8 @@ class StepWorker {
   void run();
 
  private:
-  enum class Output { kAssign, kAdd };
-
   void begin();
+  void rotation(std::size_t rope, std::size_t t);
   void attention_block(std::size_t layer);
   void feed_forward_block(std::size_t layer);
   void feed_forward_token(std::size_t layer);
@@ -31,37 +29,18 @@ class StepWorker {
   void finish();
 
   void save_hidden(std::size_t index, const float* rows);
-  // out[T, rows of all linears] = or += linears(rms_norm(input, gain)). An empty gain leaves the
-  // input as it is. Ends with a barrier.
-  void project(const float* input, const std::vector<float>& gain, std::span<const Linear> linears,
-               Output output, float* out, std::size_t out_stride);
-  void quantize_rows(const float* input, const std::vector<float>& gain, const Linear& linear);
-  QuantizeArgs quantize_args(const float* row, std::size_t t, const std::vector<float>& gain,
-                             const Linear& linear, std::size_t mean_count) const;
-  void multiply(const Linear& linear, Output output, float* out, std::size_t out_stride);
-  void multiply_panels(const Linear& linear, std::size_t first, std::size_t last, Output output,
-                       float* out, std::size_t out_stride);
+  // x += rms_norm(block output, gain).
+  void add_output(const std::vector<float>& gain);
 
   const Step& s_;
   ThreadPool::Context& ctx_;
   const DecoderConfig& config_;
   const KernelTable& kernels_;
   Workspace& ws_;
+  LinearWorker linears_;
   AttentionWorker attention_;
   const std::size_t tokens_;
   const std::size_t me_;
-  const std::size_t threads_;
-  // Rows this thread prepares (norms, gates, quantises): a share of them in shared buffers or, when
-  // there are fewer rows than threads, all of them in buffers of its own, which costs less than the
-  // barrier that sharing would take.
-  const bool replicates_;
-  std::size_t first_row_ = 0;
-  std::size_t last_row_ = 0;
-  float* normed_;
-  float* gated_;
-  std::int8_t* q_;
-  float* act_scale_;
-  std::int32_t* act_sum_;
 };
 
 }  // namespace ryz

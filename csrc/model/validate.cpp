@@ -1,5 +1,6 @@
 #include "model/validate.h"
 
+#include <cmath>
 #include <string>
 
 #include "base/error.h"
@@ -30,22 +31,47 @@ void check_config(const DecoderConfig& c) {
                                                 " is not a multiple of num_kv_heads " +
                                                 std::to_string(c.num_kv_heads));
   expect(c.head_dim % 2 == 0, "[decoder] head_dim must be even for rotary embeddings");
-  expect_size("inv_freq", c.inv_freq.size(), c.head_dim / 2);
+  expect(c.ropes > 0, "[decoder] inv_freq needs at least one row");
+  expect_size("inv_freq", c.inv_freq.size(), c.ropes * (c.head_dim / 2));
+  const auto expect_from_zero = [](const std::string& name, float value) {
+    expect(value >= 0.0f && std::isfinite(value),
+           "[decoder] " + name + " must be finite and not negative");
+  };
+  expect_from_zero("attention_softcap", c.attention_softcap);
+  expect_from_zero("final_softcap", c.final_softcap);
+  expect(std::isfinite(c.embedding_scale) && std::isfinite(c.attention_scale),
+         "[decoder] embedding_scale and attention_scale must be finite");
+}
+
+// An optional norm: what is not there has no size to be wrong.
+void check_norm(const std::string& what, const std::vector<float>& gain, std::size_t size) {
+  if (!gain.empty()) expect_size(what, gain.size(), size);
+}
+
+void check_ternary(const std::string& what, const Linear& linear) {
+  if (!std::holds_alternative<Ternary>(linear.matrix)) {
+    expect(linear.kernel_name.empty(), "[decoder] " + what +
+                                           " is not ternary, so that there is no kernel '" +
+                                           linear.kernel_name + "' to choose for it");
+    return;
+  }
+  const TernaryMatrix& matrix = linear.ternary();
+  expect(matrix.rows_packed() == matrix.out_features(),
+         "[decoder] " + what + " has " + std::to_string(matrix.rows_packed()) + " of " +
+             std::to_string(matrix.out_features()) + " rows filled");
 }
 
 void check_linears(const std::string& what, const std::vector<Linear>& linears, std::size_t in,
                    std::size_t out) {
   std::size_t rows = 0;
   for (const Linear& linear : linears) {
-    const TernaryMatrix& matrix = *linear.matrix;
-    expect(matrix.in_features() == in, "[decoder] " + what + " takes " +
-                                           std::to_string(matrix.in_features()) +
+    expect(linear.in_features() == in, "[decoder] " + what + " takes " +
+                                           std::to_string(linear.in_features()) +
                                            " features, expected " + std::to_string(in));
-    expect(matrix.rows_packed() == matrix.out_features(),
-           "[decoder] " + what + " has " + std::to_string(matrix.rows_packed()) + " of " +
-               std::to_string(matrix.out_features()) + " rows filled");
-    if (!linear.norm.empty()) expect_size(what + " norm", linear.norm.size(), in);
-    rows += matrix.out_features();
+    check_ternary(what, linear);
+    check_norm(what + " norm", linear.norm, in);
+    check_norm(what + " bias", linear.bias, linear.out_features());
+    rows += linear.out_features();
   }
   expect(rows == out, "[decoder] " + what + " gives " + std::to_string(rows) +
                           " features, expected " + std::to_string(out));
@@ -55,15 +81,28 @@ void check_selection(const std::string& name, const LayerWeights& layer, const D
   const std::size_t channels = layer.channels();
   for (const TernaryRows* rows : {layer.up_rows.get(), layer.down_columns.get()}) {
     if (rows == nullptr) continue;
+    const auto is_plain = [](const Linear& linear) {
+      return std::holds_alternative<Ternary>(linear.matrix) && linear.bias.empty();
+    };
     expect(c.activation == Activation::kRelu2 && layer.mlp_in.size() == 1 &&
-               channels % kPanelRows == 0 && layer.down_proj.norm.empty(),
-           "[decoder] " + name + "cannot pass over zeros: that takes relu2, one matrix of gate " +
-               "and up rows, a multiple of " + std::to_string(kPanelRows) +
-               " channels and no norm of down_proj's own");
+               channels % kPanelRows == 0 && layer.down_proj.norm.empty() &&
+               is_plain(layer.mlp_in.front()) && is_plain(layer.down_proj) &&
+               layer.ffn_output_norm.empty(),
+           "[decoder] " + name +
+               "cannot pass over zeros: that takes relu2, one ternary matrix of " +
+               "gate and up rows, a multiple of " + std::to_string(kPanelRows) +
+               " channels, a ternary down_proj without a norm of its own, no biases and no " +
+               "ffn_output_norm");
     expect(rows->rows() == channels && rows->columns() == c.hidden_size,
            "[decoder] " + name + "up_rows and down_columns must be [" + std::to_string(channels) +
                ", " + std::to_string(c.hidden_size) + "]");
   }
+}
+
+// Whether a norm takes the mean over the channels there are, rather than over all.
+bool misses_channels(const LayerWeights& layer) {
+  const bool is_ternary = std::holds_alternative<Ternary>(layer.down_proj.matrix);
+  return !layer.down_proj.norm.empty() || (!is_ternary && !layer.ffn_sub_norm.empty());
 }
 
 void check_dense(const std::string& what, const DenseMatrix& matrix, const DecoderConfig& c) {
@@ -121,19 +160,22 @@ void validate_model(const DecoderConfig& c, const std::vector<LayerWeights>& lay
     const LayerWeights& layer = layers[i];
     const std::string name = "layer " + std::to_string(i) + " ";
     expect_size(name + "input_norm", layer.input_norm.size(), c.hidden_size);
-    expect_size(name + "post_attention_norm", layer.post_attention_norm.size(), c.hidden_size);
-    if (!layer.attn_sub_norm.empty()) {
-      expect_size(name + "attn_sub_norm", layer.attn_sub_norm.size(), c.q_size());
-    }
+    expect_size(name + "ffn_norm", layer.ffn_norm.size(), c.hidden_size);
+    check_norm(name + "q_norm", layer.q_norm, c.head_dim);
+    check_norm(name + "k_norm", layer.k_norm, c.head_dim);
+    check_norm(name + "attn_sub_norm", layer.attn_sub_norm, c.q_size());
+    check_norm(name + "attn_output_norm", layer.attn_output_norm, c.hidden_size);
+    check_norm(name + "ffn_output_norm", layer.ffn_output_norm, c.hidden_size);
+    expect(layer.rope < c.ropes, "[decoder] " + name + "takes rope " + std::to_string(layer.rope) +
+                                     " of " + std::to_string(c.ropes));
     const std::size_t channels = layer.channels();
     expect(channels <= c.intermediate_size,
            "[decoder] " + name + "has " + std::to_string(channels) +
                " feed-forward channels, expected at most " + std::to_string(c.intermediate_size));
-    expect(layer.down_proj.norm.empty() || channels == c.intermediate_size,
-           "[decoder] " + name + "leaves channels out, which a norm of down_proj's own would miss");
-    if (!layer.ffn_sub_norm.empty()) {
-      expect_size(name + "ffn_sub_norm", layer.ffn_sub_norm.size(), channels);
-    }
+    check_norm(name + "ffn_sub_norm", layer.ffn_sub_norm, channels);
+    expect(channels == c.intermediate_size || !misses_channels(layer),
+           "[decoder] " + name + "leaves channels out, which a norm of down_proj's own would " +
+               "miss, or one before a down_proj that is not ternary");
     check_linears(name + "attn_in", layer.attn_in, c.hidden_size, c.qkv_size());
     check_linears(name + "o_proj", {layer.o_proj}, c.q_size(), c.hidden_size);
     check_linears(name + "mlp_in", layer.mlp_in, c.hidden_size, 2 * channels);

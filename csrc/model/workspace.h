@@ -45,9 +45,10 @@ struct Workspace {
   Scratch<float> qkv{"queries, keys and values"};
   Scratch<float> attention{"attention output"};
   Scratch<float> gate_up{"feed-forward rows"};
-  Scratch<float> gated{"feed-forward rows"};  // [T, intermediate]
-  Scratch<float> final_rows{"final rows"};    // [R, hidden]
-  Scratch<float> cos{"rotary table"};         // [T, head_dim / 2]
+  Scratch<float> gated{"feed-forward rows"};    // [T, intermediate]
+  Scratch<float> block_output{"block output"};  // [T, hidden], where it has a norm
+  Scratch<float> final_rows{"final rows"};      // [R, hidden]
+  Scratch<float> cos{"rotary table"};           // [ropes, T, head_dim / 2]
   Scratch<float> sin{"rotary table"};
   Scratch<std::int8_t> q{"quantised rows"};  // [T, widest input, padded]
   Scratch<float> act_scale{"activation scales"};

@@ -22,6 +22,7 @@ U8Array: TypeAlias = NDArray[np.uint8]
 # float32, float16, or bfloat16 bit patterns as uint16
 DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 TernaryFormat: TypeAlias = Literal["two_bit", "five_trit"]
+Activation: TypeAlias = Literal["silu", "relu2", "gelu_tanh"]
 HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
 
 PAGE_TOKENS: int
@@ -176,27 +177,56 @@ class TernaryRows:
     @property
     def nbytes(self) -> int: ...
 
+class DenseMatrix:
+    """Float weights [N, K] as they are stored, read in place; activations stay float32."""
+
+    def __init__(self, array: DenseArray) -> None:
+        """Take an array, which is kept alive and must not change.
+
+        Raises:
+            ValidationError: not [N, K], not contiguous, not aligned or of another dtype.
+        """
+
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
 class Linear:
-    """A ternary linear with an optional RMSNorm on its input."""
+    """A linear over weights of any kind, with an optional RMSNorm on its input.
+
+    Where there is a bias, it is added last: float32 [N].
+    """
 
     def __init__(
         self,
-        matrix: TernaryMatrix,
+        matrix: TernaryMatrix | DenseMatrix,
         norm: F32Array | None = None,
         norm_eps: float = 1e-6,
         kernel: str = "",
+        bias: F32Array | None = None,
     ) -> None:
-        """Take one of `ternary_kernels`, or "" for the best guess among those of the format."""
+        """Take, for a ternary matrix, one of `ternary_kernels`, or "" for the best guess."""
     @property
-    def matrix(self) -> TernaryMatrix: ...
+    def matrix(self) -> TernaryMatrix | DenseMatrix: ...
 
 class LayerWeights:
     """One decoder layer. `attn_in` yields q, k, v rows in that order, `mlp_in` gate then up; either
     one fused Linear or several whose rows are concatenated.
 
+    Norms are float32, their gains final (Gemma's stored w is 1 + w here). `input_norm` and
+    `ffn_norm` [hidden] come before the blocks; optional are `q_norm` and `k_norm` [D], of every
+    head before it is rotated, `attn_sub_norm` [H * D] and `ffn_sub_norm` before o_proj and
+    down_proj, and `attn_output_norm` and `ffn_output_norm` [hidden] on what a block adds to the
+    residual stream. With a `sliding_window` of n, a token sees the last n keys, its own among them;
+    0 is all. `rope` is the row of `inv_freq` that rotates this layer.
+
     `up_rows` and `down_columns` are copies of the rows of up and of the columns of down by which a
-    step of one token passes over channels that are zero; they need relu2, a fused `mlp_in`, no norm
-    in `down_proj` and a multiple of 64 channels. There may be fewer channels than
+    step of one token passes over channels that are zero; they need relu2, a fused ternary `mlp_in`,
+    a ternary `down_proj`, both without biases, no norm in `down_proj`, no `ffn_output_norm`, and a
+    multiple of 64 channels. There may be fewer channels than
     `intermediate_size`: those left out count as zeros in `ffn_sub_norm`.
     """
 
@@ -206,17 +236,29 @@ class LayerWeights:
         input_norm: F32Array,
         attn_in: list[Linear],
         o_proj: Linear,
-        post_attention_norm: F32Array,
+        ffn_norm: F32Array,
         mlp_in: list[Linear],
         down_proj: Linear,
+        q_norm: F32Array | None = None,
+        k_norm: F32Array | None = None,
         attn_sub_norm: F32Array | None = None,
+        attn_output_norm: F32Array | None = None,
         ffn_sub_norm: F32Array | None = None,
+        ffn_output_norm: F32Array | None = None,
+        sliding_window: int = 0,
+        rope: int = 0,
         up_rows: TernaryRows | None = None,
         down_columns: TernaryRows | None = None,
     ) -> None: ...
 
 class DecoderConfig:
-    """Everything that differs between architectures, as data."""
+    """Everything that differs between architectures, as data.
+
+    `inv_freq` is float64 [ropes, D / 2]. Embedding rows are multiplied by `embedding_scale`, scores
+    by `attention_scale` (None: 1 / sqrt(D)). A softcap c, where not 0, makes c * tanh(x / c) of the
+    scaled scores, or of the logits, which takes a dense head. "gelu_tanh" is what transformers calls
+    gelu_pytorch_tanh.
+    """
 
     def __init__(
         self,
@@ -228,9 +270,13 @@ class DecoderConfig:
         intermediate_size: int,
         vocab_size: int,
         rms_norm_eps: float,
-        activation: Literal["silu", "relu2"],
+        activation: Activation,
         inv_freq: F64Array,
         rope_attention_factor: float = 1.0,
+        embedding_scale: float = 1.0,
+        attention_scale: float | None = None,
+        attention_softcap: float = 0.0,
+        final_softcap: float = 0.0,
     ) -> None: ...
 
 class PagedCache:
@@ -333,10 +379,10 @@ class Decoder:
     def head_kind(self) -> HeadKind: ...
     @property
     def multiplications_per_token(self) -> int:
-        """Return the multiplications of one token in the ternary linears."""
+        """Return the multiplications of one token in the linears."""
 
     def weight_bytes(self) -> dict[str, int]:
-        """Return the bytes of the packed ternary `linears`, of the stored `head`, and of its codes.
+        """Return the bytes of the `linears`, of the stored `head`, and of its codes.
 
         `screen` is what a step reads of these for every row, `screen_rest` what it reads for
         survivors only; both are 0 where there are none. So is `down_columns`, the copies by which

@@ -4,9 +4,8 @@ Every function takes the tier first and writes into `out`. Arguments are as csrc
 them; what is not checked here is checked there only by the caller.
 """
 
-from typing import Literal
-
 from ryzanstein._core import (
+    Activation,
     DenseArray,
     F32Array,
     I8Array,
@@ -16,8 +15,15 @@ from ryzanstein._core import (
     TernaryRows,
 )
 
-def rms_norm(isa: str, x: F32Array, gain: F32Array, eps: float, out: F32Array) -> None:
-    """Write x / sqrt(mean(x^2) + eps) * gain; all [K]."""
+def rms_norm(
+    isa: str,
+    x: F32Array,
+    gain: F32Array,
+    eps: float,
+    out: F32Array,
+    residual: F32Array | None = None,
+) -> None:
+    """Write x / sqrt(mean(x^2) + eps) * gain, plus a residual if there is one; all [K]."""
 
 def quantize(
     isa: str,
@@ -83,14 +89,12 @@ def selected_columns(
 def rope(isa: str, x: F32Array, cos: F32Array, sin: F32Array) -> None:
     """Rotate float32 [H, D] in place by float32 [D / 2]."""
 
-def gate(
-    isa: str, activation: Literal["silu", "relu2"], gate: F32Array, up: F32Array, out: F32Array
-) -> None:
+def gate(isa: str, activation: Activation, gate: F32Array, up: F32Array, out: F32Array) -> None:
     """Write activation(gate) * up."""
 
 def gate_quantize(
     isa: str,
-    activation: Literal["silu", "relu2"],
+    activation: Activation,
     gate: F32Array,
     up: F32Array,
     out: F32Array,
@@ -118,10 +122,13 @@ def attention(
     max: F32Array,
     sum: F32Array,
     out: F32Array,
+    softcap: float = 0.0,
+    window: int = 0,
 ) -> None:
     """Attend from q [tokens, group, D] to keys of layer 0.
 
-    Token t stands at `position` + t and sees keys [key_begin, min(key_end, position + t + 1)).
+    Token t stands at `position` + t and sees keys [key_begin, min(key_end, position + t + 1)), of
+    these with a window the last `window` up to its own. Scores are soft-capped unless that is 0.
     Writes max and sum [tokens, group] and out [tokens, group, padded D].
     """
 
@@ -140,11 +147,19 @@ def attention_merge(
 def attention_finish(isa: str, sum: F32Array, rows: F32Array, out: F32Array) -> None:
     """Divide rows [group, padded D] by their sums into [group, D]."""
 
-def embed(isa: str, weights: DenseArray, row: int, out: F32Array) -> None:
-    """Write one row of weights as float32."""
+def embed(isa: str, weights: DenseArray, row: int, out: F32Array, scale: float = 1.0) -> None:
+    """Write one row of weights as float32, times scale."""
 
-def dense_linear(isa: str, weights: DenseArray, x: F32Array, out: F32Array) -> None:
-    """Write x [T, K] times weights [N, K] to [T, N]."""
+def softcap(isa: str, x: F32Array, softcap: float) -> None:
+    """Make softcap * tanh(x / softcap) of x, in place."""
+
+def add_bias(isa: str, bias: F32Array, out: F32Array, begin: int = 0) -> None:
+    """Add bias [N] to out [T, N], in columns from `begin` on."""
+
+def dense_linear(
+    isa: str, weights: DenseArray, x: F32Array, out: F32Array, residual: F32Array | None = None
+) -> None:
+    """Write x [T, K] times weights [N, K] to [T, N], plus a residual if there is one."""
 
 class ScreenMatrix:
     """The coded LM head: 5 bits and 2 more of each weight."""

@@ -255,7 +255,7 @@ def _decoder_config(config: ModelConfig) -> DecoderConfig:
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         activation=config.activation,
-        inv_freq=inverse_frequencies(config.rope, config.head_dim),
+        inv_freq=inverse_frequencies(config.rope, config.head_dim)[None],
     )
 
 

@@ -73,7 +73,7 @@ class WeightReader:
             input_norm=self._norm(prefix + family.input_norm),
             attn_in=self._linears(prefix, family.attn_in),
             o_proj=self._linears(prefix, (family.o_proj,))[0],
-            post_attention_norm=self._norm(prefix + family.post_attention_norm),
+            ffn_norm=self._norm(prefix + family.post_attention_norm),
             attn_sub_norm=self._optional_norm(prefix, family.attn_sub_norm),
             **self._feed_forward(prefix),
         )

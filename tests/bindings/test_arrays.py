@@ -48,12 +48,12 @@ def calls() -> dict[str, Call]:
             native.layer,
             {
                 "input_norm": f32(native.HIDDEN),
-                "post_attention_norm": f32(native.HIDDEN),
+                "ffn_norm": f32(native.HIDDEN),
                 "attn_sub_norm": f32(native.HIDDEN),
                 "ffn_sub_norm": f32(native.INNER),
             },
         ),
-        "DecoderConfig": (native.config, {"inv_freq": np.ones(native.HEAD_DIM // 2)}),
+        "DecoderConfig": (native.config, {"inv_freq": np.ones((1, native.HEAD_DIM // 2))}),
         "Decoder": (
             native.decoder,
             {

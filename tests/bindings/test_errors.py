@@ -59,7 +59,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"vocab_size": 1 << 40}, "every size in the configuration must be"),
     ({"num_kv_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
     ({"head_dim": 7}, "head_dim must be even"),
-    ({"inv_freq": np.ones(3)}, "inv_freq has 3 elements, expected 4"),
+    ({"inv_freq": np.ones((1, 3))}, "inv_freq has 3 elements, expected 4"),
     ({"hidden_size": 64}, "layer 0 input_norm has 32 elements, expected 64"),
     ({"vocab_size": 51}, r"embedding is \[50, 32\], expected \[51, 32\]"),
 ]
@@ -103,7 +103,7 @@ def test_wrong_decoders(changes: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_activation() -> None:
-    with pytest.raises(ValidationError, match="activation 'gelu' is not one of: silu, relu2"):
+    with pytest.raises(ValidationError, match="'gelu' is not one of: silu, relu2, gelu_tanh"):
         native.config(activation="gelu")
 
 

@@ -17,13 +17,20 @@ namespace {
 inline void attention_merge(const AttentionMergeArgs& a) noexcept {
   const std::size_t padded = padded_head_dim(a.head_dim);
   for (std::size_t h = 0; h < a.rows; ++h) {
+    float* out = a.out + h * padded;
+    const float* part = a.part_out + h * padded;
+    if (a.part_sum[h] == 0.0f) continue;
+    if (a.sum[h] == 0.0f) {
+      a.max[h] = a.part_max[h];
+      a.sum[h] = a.part_sum[h];
+      for (std::size_t d = 0; d < padded; d += kLanes) store(out + d, load(part + d));
+      continue;
+    }
     const float new_max = a.part_max[h] > a.max[h] ? a.part_max[h] : a.max[h];
     const float shrink = exp_one(a.max[h] - new_max);
     const float part_shrink = exp_one(a.part_max[h] - new_max);
     a.max[h] = new_max;
     a.sum[h] = a.sum[h] * shrink + a.part_sum[h] * part_shrink;
-    float* out = a.out + h * padded;
-    const float* part = a.part_out + h * padded;
     for (std::size_t d = 0; d < padded; d += kLanes) {
       const Vec scaled = mul(load(out + d), broadcast(shrink));
       store(out + d, fma(load(part + d), broadcast(part_shrink), scaled));
@@ -59,9 +66,10 @@ inline void score_tile(const typename F::Operand* queries, std::size_t stride, s
 }
 
 // out[r] += factor[r] * sum over keys of weights[r][j] * values[j], for kVecs vectors of the head
-// dimension; `row` is from one key (or pair of keys) to the next.
+// dimension; `row` is from one key (or pair of keys) to the next. Keys are those of the steps
+// [first, steps).
 template <typename F, std::size_t kRows, std::size_t kVecs, bool kAsStored>
-inline void value_tile(const typename F::Operand* weights, std::size_t steps,
+inline void value_tile(const typename F::Operand* weights, std::size_t first, std::size_t steps,
                        const typename F::Element* values, const typename F::Element* next,
                        std::size_t row, const float* factors, float* out, std::size_t out_stride) {
   typename F::Sum sums[kRows][kVecs];
@@ -72,7 +80,7 @@ inline void value_tile(const typename F::Operand* weights, std::size_t steps,
       sums[r][v] = F::resume(out + r * out_stride + v * kLanes);
     }
   }
-  for (std::size_t i = 0; i < steps; ++i) {
+  for (std::size_t i = first; i < steps; ++i) {
     constexpr std::size_t kBytes = kVecs * kLanes * F::kDepth * sizeof(*next);
     if constexpr (kAsStored) prefetch_ahead<kBytes>(next + i * row, 0);
 #pragma GCC unroll 8
@@ -94,12 +102,16 @@ inline void value_tile(const typename F::Operand* weights, std::size_t steps,
   }
 }
 
-// The largest of n scores.
-inline float highest(const float* scores, std::size_t n) {
-  Vec top = broadcast(-INFINITY);
-  std::size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) top = max(top, load(scores + i));
-  if (i < n) top = max(top, select_first(load(scores + i), n - i, top));
+// The largest of the scores [first, n), or -infinity where there are none.
+inline float highest(const float* scores, std::size_t first, std::size_t n) {
+  const Vec lowest = broadcast(-INFINITY);
+  Vec top = lowest;
+  for (std::size_t i = first / kLanes * kLanes; i < n; i += kLanes) {
+    Vec part = load(scores + i);
+    if (i + kLanes > n) part = select_first(part, n - i, lowest);
+    if (i < first) part = select_first(lowest, first - i, part);
+    top = max(top, part);
+  }
   return reduce_max(top);
 }
 
@@ -167,10 +179,15 @@ class Attention {
   std::size_t first_token(std::size_t position) const {
     return position > a_.position ? position - a_.position : 0;
   }
-  // How many of the keys [begin, end) token t sees.
+  // Token t sees the keys [begin + unseen, begin + seen) of [begin, end), or none if that is empty.
   std::size_t seen(std::size_t t, std::size_t begin, std::size_t end) const {
     const std::size_t own_end = a_.position + t + 1;
     return (own_end < end ? own_end : end) - begin;
+  }
+  std::size_t unseen(std::size_t t, std::size_t begin) const {
+    const std::size_t from = begin + a_.window;
+    const std::size_t own_end = a_.position + t + 1;
+    return a_.window != 0 && own_end > from ? own_end - from : 0;
   }
   const typename Wide::Element* widen(const Element* from, std::size_t count,
                                       const Element* next) const {
@@ -185,10 +202,12 @@ class Attention {
 
   void attend_split(std::size_t begin, float* max_score, float* sum, float* out) const {
     const std::size_t end = begin + kSplitKeys < key_end_ ? begin + kSplitKeys : key_end_;
-    for (std::size_t at = begin; at < end; at += kPageTokens) {
+    // The first page that any token sees: windows move on from token to token.
+    const std::size_t start = begin + unseen(0, begin) / kPageTokens * kPageTokens;
+    for (std::size_t at = start; at < end; at += kPageTokens) {
       const Element* keys = page(at);
       const Element* next =
-          at + kPageTokens < end ? page(at + kPageTokens) : page(begin) + key_elements_;
+          at + kPageTokens < end ? page(at + kPageTokens) : page(start) + key_elements_;
       const std::size_t row = first_token(at) * a_.group;
       if (widens_) {
         const auto* wide = widen(keys, key_elements_, next);
@@ -200,13 +219,16 @@ class Attention {
     const std::size_t first = first_token(begin) * a_.group;
     // Two loops: a row's exponentials need not wait for its maximum.
     for (std::size_t r = first; r < rows_; ++r) {
-      max_score[r] = highest(scores_ + r * kSplitKeys, seen(r / a_.group, begin, end));
+      const std::size_t t = r / a_.group;
+      if (a_.softcap != 0.0f) cap(r, unseen(t, begin), seen(t, begin, end));
+      max_score[r] = highest(scores_ + r * kSplitKeys, unseen(t, begin), seen(t, begin, end));
     }
     for (std::size_t r = first; r < rows_; ++r) {
-      sum[r] = weigh(r, begin, seen(r / a_.group, begin, end), max_score[r]);
+      const std::size_t t = r / a_.group;
+      sum[r] = weigh(r, begin, unseen(t, begin), seen(t, begin, end), max_score[r]);
     }
     for (std::size_t i = first * padded_; i < rows_ * padded_; ++i) out[i] = 0.0f;
-    for (std::size_t at = begin; at < end; at += kPageTokens) {
+    for (std::size_t at = start; at < end; at += kPageTokens) {
       const Element* values = page(at) + key_elements_;
       const Element* next =
           at + kPageTokens < end ? page(at + kPageTokens) + key_elements_ : page(at + kPageTokens);
@@ -242,46 +264,61 @@ class Attention {
     }
   }
 
-  // Turns n scores of a row into weights exp(s - max), with zeros up to the end of the last page,
-  // and returns their sum.
-  float weigh(std::size_t row, std::size_t begin, std::size_t n, float max_score) const {
+  // Caps the scores [first, n) of a row, and some beside them that nobody sees.
+  void cap(std::size_t row, std::size_t first, std::size_t n) const {
+    float* scores = scores_ + row * kSplitKeys;
+    for (std::size_t i = first / kLanes * kLanes; i < n; i += kLanes) {
+      store(scores + i, soft_capped(load(scores + i), a_.softcap));
+    }
+  }
+
+  // Turns the scores [first, n) of a row into weights exp(s - max), with zeros beside them in their
+  // pages, and returns their sum.
+  float weigh(std::size_t row, std::size_t begin, std::size_t first, std::size_t n,
+              float max_score) const {
+    if (first >= n) return 0.0f;
     const Vec shift = broadcast(max_score);
     Vec total = zero();
     VecI top = zero_i();
-    std::size_t i = 0;
-    for (; i + kPageTokens <= n; i += kPageTokens) {
-      weigh_page<true>(row, begin, i, kPageTokens, shift, total, top);
+    for (std::size_t i = first / kPageTokens * kPageTokens; i < n; i += kPageTokens) {
+      if (first <= i && i + kPageTokens <= n) {
+        weigh_page<true>(row, begin, i, 0, kPageTokens, shift, total, top);
+      } else {
+        weigh_page<false>(row, begin, i, first > i ? first - i : 0, n - i, shift, total, top);
+      }
     }
-    if (i < n) weigh_page<false>(row, begin, i, n - i, shift, total, top);
-    if constexpr (F::kDepth == 2) hold_weights(row, n, float_of_bits(reduce_max_i(top)));
+    if constexpr (F::kDepth == 2) hold_weights(row, first, n, float_of_bits(reduce_max_i(top)));
     return reduce_add(total);
   }
 
-  // The part of `weigh` in a page, of which `count` keys are seen. For int8, weights are stored
-  // times their values' scales, the largest of which goes to `top` as abs_max takes it.
+  // The part of `weigh` in a page, of which the keys [skip, count) are seen. For int8, weights are
+  // stored times their values' scales, the largest of which goes to `top` as abs_max takes it.
   template <bool kWhole>
-  void weigh_page(std::size_t row, std::size_t begin, std::size_t i, std::size_t count, Vec shift,
-                  Vec& total, VecI& top) const {
+  void weigh_page(std::size_t row, std::size_t begin, std::size_t i, std::size_t skip,
+                  std::size_t count, Vec shift, Vec& total, VecI& top) const {
     float* scores = scores_ + row * kSplitKeys + i;
     for (std::size_t j = 0; j < kPageTokens; j += kLanes) {
-      const std::size_t left = count > j ? count - j : 0;
-      Vec weight = exp(sub(load(scores + j), shift));
-      if constexpr (!kWhole) weight = select_first(weight, left, zero());
+      const auto only_seen = [&](Vec weight) {
+        if constexpr (kWhole) return weight;
+        weight = select_first(weight, count > j ? count - j : 0, zero());
+        return select_first(zero(), skip > j ? skip - j : 0, weight);
+      };
+      Vec weight = only_seen(exp(sub(load(scores + j), shift)));
       total = add(total, weight);
       if constexpr (F::kDepth == 2) {
-        weight = mul(weight, load(scales(page(begin + i)) + kPageTokens + j));
-        if constexpr (!kWhole) weight = select_first(weight, left, zero());
+        weight = only_seen(mul(weight, load(scales(page(begin + i)) + kPageTokens + j)));
         top = max_i(top, abs_bits(weight));
       }
       store(scores + j, weight);
     }
   }
 
-  // Rounds the n weights of a row to 16 bits.
-  void hold_weights(std::size_t row, std::size_t n, float largest) const {
+  // Rounds the weights [first, n) of a row to 16 bits.
+  void hold_weights(std::size_t row, std::size_t first, std::size_t n, float largest) const {
     const float* exact = scores_ + row * kSplitKeys;
     const Vec inverse = broadcast(INT16_MAX / largest);
-    for (std::size_t i = 0; i < n || i % kPageTokens != 0; i += kLanes) {
+    const std::size_t begin = first / kPageTokens * kPageTokens;
+    for (std::size_t i = begin; i < n || i % kPageTokens != 0; i += kLanes) {
       store_i16(weights(row) + i, to_int(mul(load(exact + i), inverse)));
     }
     value_factors_[row] = largest / INT16_MAX;
@@ -294,12 +331,14 @@ class Attention {
                 std::size_t begin, std::size_t at, std::size_t end, float* out) const {
     const std::size_t page_end = at + kPageTokens < end ? at + kPageTokens : end;
     for (std::size_t t = first_token(at); t < a_.tokens; ++t) {
+      const std::size_t first = unseen(t, at) / F::kDepth;
       const std::size_t steps = (seen(t, at, page_end) + F::kDepth - 1) / F::kDepth;
+      if (unseen(t, at) >= seen(t, at, page_end)) continue;
       for_tiles<kValueRows>(t * a_.group, (t + 1) * a_.group, [&](auto rows, std::size_t r) {
         for_tiles<kValueVecs>(0, padded_ / kLanes, [&](auto vecs, std::size_t v) {
           const std::size_t d = v * kLanes;
           value_tile<Format, rows.value, vecs.value, kAsStored>(
-              weights(r) + (at - begin), steps, values + d * F::kDepth, next + d * F::kDepth,
+              weights(r) + (at - begin), first, steps, values + d * F::kDepth, next + d * F::kDepth,
               padded_ * F::kDepth, value_factors_ + r, out + r * padded_ + d, padded_);
         });
       });

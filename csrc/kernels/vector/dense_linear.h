@@ -1,9 +1,10 @@
-// The LM head: float activations against rows stored in f32, f16 or bf16.
+// Dense linears and the LM head: float activations against rows stored in f32, f16 or bf16.
 //
 // A (row, token) sum is two vectors, the even and the odd vectors of k, added up at the end: a
 // fixed order, whatever the tile. One token is bound by reading the weights, and one row at a time
-// keeps that a single forward stream. Several tokens are bound by reloading activations, which
-// kDenseRows rows share.
+// keeps that a single forward stream. Several tokens are bound by multiplying: kDenseRows rows
+// share what is loaded of kDenseTokens tokens, whose weights are expanded once. Many tokens go in
+// groups whose activations stay in L2 while all rows pass by.
 #pragma once
 
 #include "kernels/ops.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr std::size_t kDenseSums = 2;
 constexpr std::size_t kDensePrefetch = 4096;  // bytes
+constexpr std::size_t kDenseGroupBytes = std::size_t{1} << 19;
 
 template <typename Format, std::size_t kRows, std::size_t kTokens>
 inline void dense_tile(const DenseLinearArgs& a, std::size_t row, std::size_t token) {
@@ -56,28 +58,36 @@ inline void dense_tile(const DenseLinearArgs& a, std::size_t row, std::size_t to
   }
   for (std::size_t r = 0; r < kRows; ++r) {
     for (std::size_t t = 0; t < kTokens; ++t) {
-      a.out[(token + t) * a.out_stride + row + r] = reduce_add(add(sums[r][t][0], sums[r][t][1]));
+      const std::size_t at = (token + t) * a.out_stride + row + r;
+      const float sum = reduce_add(add(sums[r][t][0], sums[r][t][1]));
+      a.out[at] = a.residual == nullptr ? sum : sum + a.residual[at];
     }
   }
 }
 
+// Tokens [token, end) of kRows rows.
 template <typename Format, std::size_t kRows>
-inline void dense_tokens(const DenseLinearArgs& a, std::size_t row) {
-  std::size_t token = 0;
-  for (; token + kDenseTokens <= a.tokens; token += kDenseTokens) {
+inline void dense_tokens(const DenseLinearArgs& a, std::size_t row, std::size_t token,
+                         std::size_t end) {
+  for (; token + kDenseTokens <= end; token += kDenseTokens) {
     dense_tile<Format, kRows, kDenseTokens>(a, row, token);
   }
-  for (; token < a.tokens; ++token) dense_tile<Format, kRows, 1>(a, row, token);
+  for (; token < end; ++token) dense_tile<Format, kRows, 1>(a, row, token);
 }
 
 template <typename Format>
 inline void dense_rows(const DenseLinearArgs& a) {
-  std::size_t row = a.row_begin;
-  if (a.tokens > 1) {
-    for (; row + kDenseRows <= a.row_end; row += kDenseRows)
-      dense_tokens<Format, kDenseRows>(a, row);
+  const std::size_t fit = kDenseGroupBytes / (a.k * sizeof(float)) / kDenseTokens * kDenseTokens;
+  const std::size_t group = fit == 0 ? kDenseTokens : fit;
+  for (std::size_t token = 0; token < a.tokens; token += group) {
+    const std::size_t end = token + group < a.tokens ? token + group : a.tokens;
+    std::size_t row = a.row_begin;
+    if (a.tokens > 1) {
+      for (; row + kDenseRows <= a.row_end; row += kDenseRows)
+        dense_tokens<Format, kDenseRows>(a, row, token, end);
+    }
+    for (; row < a.row_end; ++row) dense_tokens<Format, 1>(a, row, token, end);
   }
-  for (; row < a.row_end; ++row) dense_tokens<Format, 1>(a, row);
 }
 
 inline void dense_linear(const DenseLinearArgs& a) noexcept {

@@ -1,5 +1,5 @@
-// exp for softmax and SiLU, and the largest magnitude of a row. The same formulas in every tier;
-// tiers differ only where fma does.
+// exp for softmax, SiLU and GELU, tanh for soft caps, and the largest magnitude of a row. The same
+// formulas in every tier; tiers differ only where fma does.
 #pragma once
 
 #include <cstring>
@@ -7,8 +7,14 @@
 namespace ryz::RYZ_TIER {
 namespace {
 
-// exp(x) for x clamped to [-87, 88]; NaN stays NaN. Relative error below 2e-7.
-inline Vec exp(Vec x) {
+// exp(x) = 2^n * (1 + r * series), for x clamped to [-87, 88]; NaN stays NaN.
+struct Power {
+  Vec n;
+  Vec r;
+  Vec series;
+};
+
+inline Power power(Vec x) {
   // x is the second operand: MAXPS and MINPS return it when it is NaN.
   x = min(broadcast(88.0f), max(broadcast(-87.0f), x));
   const Vec n = round_even(mul(x, broadcast(1.44269504f)));
@@ -23,8 +29,25 @@ inline Vec exp(Vec x) {
   p = fma(p, r, broadcast(1.0f / 6));
   p = fma(p, r, broadcast(0.5f));
   p = fma(p, r, broadcast(1.0f));
-  p = fma(p, r, broadcast(1.0f));
-  return mul(p, exp2_int(n));
+  return {n, r, p};
+}
+
+// Relative error below 2e-7.
+inline Vec exp(Vec x) {
+  const Power p = power(x);
+  return mul(fma(p.series, p.r, broadcast(1.0f)), exp2_int(p.n));
+}
+
+// As e / (e + 2) with e = exp(2x) - 1, which keeps its digits near zero. Relative error below 5e-7.
+inline Vec tanh(Vec x) {
+  const Power p = power(add(x, x));
+  const Vec scale = exp2_int(p.n);
+  const Vec e = fma(mul(p.series, p.r), scale, sub(scale, broadcast(1.0f)));
+  return div(e, add(e, broadcast(2.0f)));
+}
+
+inline Vec soft_capped(Vec x, float cap) {
+  return mul(tanh(div(x, broadcast(cap))), broadcast(cap));
 }
 
 inline float float_of_bits(std::int32_t bits) {

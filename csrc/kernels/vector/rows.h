@@ -1,4 +1,4 @@
-// Ops on single rows: rms_norm, quantize, rope, gate, gate_quantize, embed.
+// Ops on rows: rms_norm, quantize, rope, gate, gate_quantize, embed, softcap, add_bias.
 #pragma once
 
 #include "kernels/ops.h"
@@ -40,7 +40,9 @@ inline void rms_norm(const RmsNormArgs& a) noexcept {
   const Vec inverse = inverse_rms(sum_of_squares(a.x, a.k), a.k, a.eps);
   for_lanes(a.k, [&](std::size_t i, std::size_t n) {
     const Vec scaled = mul(load_first(a.x + i, n), inverse);
-    store_first(a.out + i, mul(scaled, load_first(a.gain + i, n)), n);
+    Vec out = mul(scaled, load_first(a.gain + i, n));
+    if (a.residual != nullptr) out = add(out, load_first(a.residual + i, n));
+    store_first(a.out + i, out, n);
   });
 }
 
@@ -88,16 +90,26 @@ inline void rope(const RopeArgs& a) noexcept {
   }
 }
 
+inline Vec activated(Activation activation, Vec g) {
+  switch (activation) {
+    case Activation::kSilu:
+      return div(g, add(broadcast(1.0f), exp(sub(zero(), g))));
+    case Activation::kRelu2: {
+      const Vec positive = max(zero(), g);  // g second: NaN passes
+      return mul(positive, positive);
+    }
+    case Activation::kGeluTanh: {
+      const Vec cubic = fma(mul(mul(g, g), g), broadcast(0.044715f), g);
+      const Vec exponent = mul(cubic, broadcast(-1.59576912f));  // -2 * sqrt(2 / pi)
+      return div(g, add(broadcast(1.0f), exp(exponent)));
+    }
+  }
+  return g;
+}
+
 inline Vec gated(const GateArgs& a, std::size_t i, std::size_t n) {
   const Vec g = load_first(a.gate + i, n);
-  Vec f;
-  if (a.activation == Activation::kSilu) {
-    f = div(g, add(broadcast(1.0f), exp(sub(zero(), g))));
-  } else {
-    const Vec positive = max(zero(), g);  // g second: NaN passes
-    f = mul(positive, positive);
-  }
-  return mul(f, load_first(a.up + i, n));
+  return mul(activated(a.activation, g), load_first(a.up + i, n));
 }
 
 inline void gate(const GateArgs& a) noexcept {
@@ -122,7 +134,7 @@ inline void embed_row(const EmbedArgs& a) {
   const auto* row = static_cast<const typename Format::Element*>(a.weights) + a.row * a.k;
   for_lanes(a.k, [&](std::size_t i, std::size_t n) {
     const Vec v = n == kLanes ? Format::load(row + i) : load_format_first<Format>(row + i, n);
-    store_first(a.out + i, v, n);
+    store_first(a.out + i, mul(v, broadcast(a.scale)), n);
   });
 }
 
@@ -134,6 +146,21 @@ inline void embed(const EmbedArgs& a) noexcept {
       return embed_row<F16>(a);
     case DType::kBF16:
       return embed_row<BF16>(a);
+  }
+}
+
+inline void softcap(const SoftcapArgs& a) noexcept {
+  for_lanes(a.n, [&](std::size_t i, std::size_t n) {
+    store_first(a.x + i, soft_capped(load_first(a.x + i, n), a.softcap), n);
+  });
+}
+
+inline void add_bias(const AddBiasArgs& a) noexcept {
+  for (std::size_t t = 0; t < a.tokens; ++t) {
+    float* out = a.out + t * a.out_stride + a.begin;
+    for_lanes(a.end - a.begin, [&](std::size_t i, std::size_t n) {
+      store_first(out + i, add(load_first(out + i, n), load_first(a.bias + a.begin + i, n)), n);
+    });
   }
 }
 

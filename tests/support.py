@@ -62,9 +62,12 @@ class TinyModel:
 
     decoder: _core.Decoder
     vocab_size: int = _VOCAB
+    layers: int = _LAYERS
+    kv_heads: int = _KV_HEADS
+    head_dim: int = _HEAD_DIM
 
     def cache(self, num_blocks: int, dtype: KVDtype = "f16") -> _core.PagedCache:
-        return _core.PagedCache(_LAYERS, _KV_HEADS, _HEAD_DIM, num_blocks, dtype)
+        return _core.PagedCache(self.layers, self.kv_heads, self.head_dim, num_blocks, dtype)
 
 
 def tiny_decoder(
@@ -85,26 +88,29 @@ def tiny_decoder(
     def gain(size: int) -> F32Array:
         return rng.uniform(0.5, 1.5, size).astype(np.float32)
 
-    def linear(out_features: int, in_features: int) -> _core.Linear:
+    def ternary(out_features: int, in_features: int) -> _core.TernaryMatrix:
         matrix = _core.TernaryMatrix(out_features, in_features)
         codes = rng.integers(-1, 2, (out_features, in_features)).astype(np.int8)
         scales = np.full(out_features, 1.2 / np.sqrt(in_features), np.float32)
         matrix.pack_codes(0, codes, scales)
-        return _core.Linear(matrix)
+        return matrix
+
+    def linear(out_features: int, in_features: int) -> _core.Linear:
+        return _core.Linear(ternary(out_features, in_features))
 
     def layer() -> _core.LayerWeights:
-        mlp_in, down_proj = linear(2 * _INNER, _HIDDEN), linear(_HIDDEN, _INNER)
+        mlp_in, down_proj = ternary(2 * _INNER, _HIDDEN), ternary(_HIDDEN, _INNER)
         return _core.LayerWeights(
             input_norm=gain(_HIDDEN),
             attn_in=[linear((_HEADS + 2 * _KV_HEADS) * _HEAD_DIM, _HIDDEN)],
             o_proj=linear(_HIDDEN, _HEADS * _HEAD_DIM),
             ffn_norm=gain(_HIDDEN),
-            mlp_in=[mlp_in],
-            down_proj=down_proj,
+            mlp_in=[_core.Linear(mlp_in)],
+            down_proj=_core.Linear(down_proj),
             attn_sub_norm=gain(_HEADS * _HEAD_DIM),
             ffn_sub_norm=gain(_INNER),
-            up_rows=_core.TernaryRows.of_rows(mlp_in.matrix, _INNER, 2 * _INNER),
-            down_columns=_core.TernaryRows.of_columns(down_proj.matrix),
+            up_rows=_core.TernaryRows.of_rows(mlp_in, _INNER, 2 * _INNER),
+            down_columns=_core.TernaryRows.of_columns(down_proj),
         )
 
     layers = [layer() for _ in range(_LAYERS)]

@@ -21,6 +21,7 @@ from support import (
     tiny_decoder,
     tiny_engine,
 )
+from twins import Shape, twins
 
 from ryzanstein import LLM, SamplingParams
 
@@ -103,6 +104,38 @@ def test_kernel_regimes_by_batch_size(model: TinyModel) -> None:
     for size in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33):
         pieces = np.split(TOKENS, range(size, len(TOKENS), size))
         assert in_pieces(bench, pieces).tobytes() == whole.tobytes()
+
+
+# Besides the ternary model of the other tests: every part that is not in it.
+OTHERS = {
+    "dense": Shape(kinds=("bf16",) * 7, hidden=40, biases=True, activation="gelu_tanh"),
+    "window": Shape(windows=(37, 0, 300), layers=3, output_norms=True, ropes=(1, 0)),
+    "soft caps": Shape(attention_softcap=3.0, final_softcap=3.0, gain=3.0, head_norms=True),
+    "several kinds": Shape(kinds=("ternary", "f16", "ternary", "f32", "bf16", "bf16", "ternary")),
+}
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_threads_chunks_and_neighbours_of_other_models(
+    name: str, kv_dtype: KVDtype, isa: str
+) -> None:
+    tokens = random_tokens(2, 570, 61)  # over three splits of attention
+    one, three = (twins(1, OTHERS[name], isa=isa, threads=n).native for n in (1, 3))
+    bench = Workbench(one, dtype=kv_dtype)
+    whole = bench.whole(tokens)
+    rng = np.random.default_rng(3)
+    for model in (one, three):
+        bench = Workbench(model, dtype=kv_dtype)
+        assert in_pieces(bench, cuts(rng, tokens)).tobytes() == whole.tobytes()
+        pieces = [tokens[:540], *np.split(tokens[540:], 10)]
+        assert in_pieces(bench, pieces).tobytes() == whole.tobytes()
+        # Decoded beside another prompt's prefill.
+        table, other = bench.blocks.allocate(), bench.blocks.allocate()
+        bench.step([(table, tokens[:560])])
+        for i in range(560, 570):
+            ours, _ = bench.step([(table, tokens[i : i + 1]), (other, tokens[: i - 540])])
+            assert ours.tobytes() == whole[i : i + 1].tobytes()
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)

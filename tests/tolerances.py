@@ -27,6 +27,7 @@ __all__ = [
     "GOLDEN_MARGIN",
     "ORACLE",
     "ROPE_FREQUENCIES",
+    "TANH",
     "TIE",
     "reduction",
     "roundings",
@@ -71,6 +72,8 @@ def reduction(count: int) -> float:
 
 # The vector exp errs by less than 2e-7 of its result (csrc/kernels/vector/math.h).
 EXP = 2e-7
+# The vector tanh, likewise.
+TANH = 5e-7
 # Relative to the largest value: scores of random unit-variance keys and queries stay below 10 and
 # err by some 1e-6 (a sum over D terms), weights by as much of themselves, and their sums likewise.
 ATTENTION = 4e-6

@@ -256,7 +256,7 @@ class DecoderConfig:
 
     `inv_freq` is float64 [ropes, D / 2]. Embedding rows are multiplied by `embedding_scale`, scores
     by `attention_scale` (None: 1 / sqrt(D)). A softcap c, where not 0, makes c * tanh(x / c) of the
-    scaled scores, or of the logits, which takes a dense head. "gelu_tanh" is what transformers calls
+    scaled scores, or of the logits, which takes a dense head. "gelu_tanh" is transformers'
     gelu_pytorch_tanh.
     """
 

@@ -43,13 +43,18 @@ def calls() -> dict[str, Call]:
         "pack_hf": packing("pack_hf", packed=np.zeros((1, 8), np.uint8), scale=1.0),
         "pack_codes": packing("pack_codes", codes=np.zeros((4, 8), np.int8), row_scales=f32(4)),
         "pack_master": packing("pack_master", weights=f32(4, 8)),
-        "Linear": (_core.Linear, {"matrix": matrix(), "norm": f32(8)}),
+        "DenseMatrix": (_core.DenseMatrix, {"array": f32(4, 8)}),
+        "Linear": (_core.Linear, {"matrix": matrix(), "norm": f32(8), "bias": f32(4)}),
         "LayerWeights": (
             native.layer,
             {
                 "input_norm": f32(native.HIDDEN),
                 "ffn_norm": f32(native.HIDDEN),
+                "q_norm": f32(native.HEAD_DIM),
+                "k_norm": f32(native.HEAD_DIM),
                 "attn_sub_norm": f32(native.HIDDEN),
+                "attn_output_norm": f32(native.HIDDEN),
+                "ffn_output_norm": f32(native.HIDDEN),
                 "ffn_sub_norm": f32(native.INNER),
             },
         ),
@@ -78,7 +83,7 @@ def calls() -> dict[str, Call]:
         "score_rows": (_core.score_rows, {"logits": f32(2, 9), "targets": i32(2)}),
         "rms_norm": (
             kernels.rms_norm,
-            scalar | {"x": f32(4), "gain": f32(4), "eps": 1e-5, "out": f32(4)},
+            scalar | {"x": f32(4), "gain": f32(4), "eps": 1e-5, "out": f32(4), "residual": f32(4)},
         ),
         "quantize": (kernels.quantize, scalar | {"x": f32(4), "q": np.zeros(16, np.int8)}),
         "ternary_linear": (
@@ -139,8 +144,11 @@ def calls() -> dict[str, Call]:
         "embed": (kernels.embed, scalar | {"weights": f32(3, 4), "row": 2, "out": f32(4)}),
         "dense_linear": (
             kernels.dense_linear,
-            scalar | {"weights": f32(3, 4), "x": f32(2, 4), "out": f32(2, 3)},
+            scalar
+            | {"weights": f32(3, 4), "x": f32(2, 4), "out": f32(2, 3), "residual": f32(2, 3)},
         ),
+        "softcap": (kernels.softcap, scalar | {"x": f32(4), "softcap": 2.0}),
+        "add_bias": (kernels.add_bias, scalar | {"bias": f32(4), "out": f32(2, 4)}),
     }
 
 
@@ -212,7 +220,13 @@ def test_read_only_outputs_are_refused(name: str, argument: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "argument"), [("Decoder", "embedding"), ("Decoder", "lm_head"), ("embed", "weights")]
+    ("name", "argument"),
+    [
+        ("Decoder", "embedding"),
+        ("Decoder", "lm_head"),
+        ("DenseMatrix", "array"),
+        ("embed", "weights"),
+    ],
 )
 def test_dense_weights_must_be_aligned(name: str, argument: str) -> None:
     function, arguments = calls()[name]
@@ -229,6 +243,7 @@ ANY_LENGTH = [
     ("ternary_linear", "q"),
     ("attention", "block_table"),
     ("attention_finish", "out"),
+    ("softcap", "x"),
 ]
 
 
@@ -249,6 +264,7 @@ def test_ops_check_every_size(name: str, argument: str) -> None:
     ("name", "changes"),
     [
         ("embed", {"row": 3}),
+        ("add_bias", {"begin": 5}),
         ("gate", {"activation": "gelu"}),
         ("kv_write", {"block": 8}),
         ("kv_write", {"offset": _core.PAGE_TOKENS}),

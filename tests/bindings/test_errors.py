@@ -53,6 +53,10 @@ def unfilled() -> _core.Linear:
     return _core.Linear(matrix)
 
 
+def dense(rows: int, columns: int, **options: Any) -> _core.Linear:
+    return _core.Linear(_core.DenseMatrix(np.ones((rows, columns), np.float32)), **options)
+
+
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 0}, "every size in the configuration must be"),
     ({"num_heads": 1 << 61}, "every size in the configuration must be"),
@@ -60,6 +64,11 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"num_kv_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
     ({"head_dim": 7}, "head_dim must be even"),
     ({"inv_freq": np.ones((1, 3))}, "inv_freq has 3 elements, expected 4"),
+    ({"inv_freq": np.ones((0, 4))}, "inv_freq needs at least one row"),
+    ({"attention_softcap": -1.0}, "attention_softcap must be finite and not negative"),
+    ({"final_softcap": float("nan")}, "final_softcap must be finite and not negative"),
+    ({"embedding_scale": float("inf")}, "embedding_scale and attention_scale must be finite"),
+    ({"attention_scale": float("nan")}, "embedding_scale and attention_scale must be finite"),
     ({"hidden_size": 64}, "layer 0 input_norm has 32 elements, expected 64"),
     ({"vocab_size": 51}, r"embedding is \[50, 32\], expected \[51, 32\]"),
 ]
@@ -67,6 +76,29 @@ LAYERS: list[tuple[dict[str, Any], str]] = [
     ({"input_norm": np.ones(31, np.float32)}, "layer 0 input_norm has 31 elements"),
     ({"attn_sub_norm": np.ones(31, np.float32)}, "layer 0 attn_sub_norm has 31 elements"),
     ({"ffn_sub_norm": np.ones(31, np.float32)}, "layer 0 ffn_sub_norm has 31 elements"),
+    *(
+        ({name: np.ones(31, np.float32)}, f"layer 0 {name} has 31 elements")
+        for name in ("ffn_norm", "q_norm", "k_norm", "attn_output_norm", "ffn_output_norm")
+    ),
+    ({"rope": 1}, "layer 0 takes rope 1 of 1"),
+    ({"down_proj": dense(32, 47)}, "layer 0 mlp_in gives 96 features, expected 94"),
+    ({"down_proj": dense(31, 48)}, "layer 0 down_proj gives 31 features, expected 32"),
+    (
+        {"down_proj": dense(32, 48, bias=np.ones(31, np.float32))},
+        "layer 0 down_proj bias has 31 elements, expected 32",
+    ),
+    (
+        {"down_proj": dense(32, 48, kernel="two_bit/scalar")},
+        "layer 0 down_proj is not ternary, so that there is no kernel 'two_bit/scalar'",
+    ),
+    (
+        {
+            "down_proj": dense(32, 40),
+            "mlp_in": [native.linear(80, 32)],
+            "ffn_sub_norm": np.ones(40, np.float32),
+        },
+        "layer 0 leaves channels out",
+    ),
     ({"attn_in": []}, "layer 0 attn_in gives 0 features, expected 64"),
     ({"attn_in": [native.linear(64, 31)]}, "layer 0 attn_in takes 31 features, expected 32"),
     ({"mlp_in": [native.linear(48, 32)]}, "layer 0 mlp_in gives 48 features, expected 96"),

@@ -69,6 +69,22 @@ def test_weights_outlive_their_python_objects() -> None:
     assert native.batch().run(decoder, native.cache()).tobytes() == before
 
 
+def test_dense_linears_keep_their_arrays() -> None:
+    weights = np.random.default_rng(1).standard_normal((native.HIDDEN, native.INNER))
+    array = weights.astype(np.float32)
+    kept = weakref.ref(array)
+    layers = [native.layer(down_proj=_core.Linear(_core.DenseMatrix(array)))]
+    decoder = native.decoder(layers=layers)
+    before = native.batch().run(decoder, native.cache()).tobytes()
+    del array, layers
+    churn()
+    assert kept() is not None
+    assert native.batch().run(decoder, native.cache()).tobytes() == before
+    del decoder
+    gc.collect()
+    assert kept() is None
+
+
 def test_stored_arrays_are_kept_and_let_go() -> None:
     built = native.decoder(head_kind="exact")
     expected = native.batch().run(built, native.cache()).tobytes()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Format = Literal["f16", "f32", "int8"]
 FORMATS: list[Format] = ["f16", "f32", "int8"]
-HEAD_DIMS = [2, 20, 64, 100, 128]
+HEAD_DIMS = [2, 20, 64, 100, 128, 256]
 COUNTS = [1, 2, 31, 32, 33, 64, 97, 257]
 
 
@@ -70,6 +70,8 @@ class Keys:
         position: int | None = None,
         scale: float | None = None,
         kv_head: int = 0,
+        softcap: float = 0.0,
+        window: int = 0,
     ) -> tuple[F32Array, F32Array, F32Array]:
         """Return max, sum and unfinished output [rows, padded D] over keys [begin, end).
 
@@ -92,6 +94,8 @@ class Keys:
             top.array,
             total.array,
             out.array,
+            softcap,
+            window,
         )
         for array in (top, total, out):
             array.check()
@@ -102,14 +106,15 @@ class Keys:
         _, total, out = self.part(q, 0, len(self.keys), **options)
         return finish(self.isa, total, out, q.shape[1])
 
-    def expected(self, q: F32Array, kv_head: int = 0) -> NDArray[np.float64]:
+    def expected(self, q: F32Array, kv_head: int = 0, **options: Any) -> NDArray[np.float64]:
         """Return the oracle's float64 [group, D], on keys and values as the pages hold them."""
         pages = [self.cache.read(0, int(block)) for block in self.table]
         keys, values = (
             np.concatenate(parts)[: len(self.keys), kv_head, None]
             for parts in zip(*pages, strict=True)
         )
-        return ops.attention(q[None], keys, values, np.array([len(keys) - 1])).reshape(q.shape)
+        position = np.array([len(keys) - 1])
+        return ops.attention(q[None], keys, values, position, **options).reshape(q.shape)
 
     def assert_close(self, found: F32Array, expected: NDArray[Any]) -> None:
         error = ATTENTION * np.abs(expected).max()
@@ -293,3 +298,57 @@ def test_nan_survives_a_merge(isa: str) -> None:
         for part in parts[1:]:
             kernels.attention_merge(isa, 20, *part, top, total, out)
         assert np.isnan(finish(isa, total, out, 20)).all()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+def test_soft_caps_against_the_oracle(softcap: float, dtype: Format, isa: str) -> None:
+    for count in COUNTS:
+        keys = Keys(isa, count, 20, dtype, seed=count)
+        q = queries(3, 20)
+        keys.assert_close(keys.attend(q, softcap=softcap), keys.expected(q, softcap=softcap))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("window", [1, 2, 31, 32, 33, 70, 256, 300, 1000])
+def test_windows_against_the_oracle(window: int, dtype: Format, isa: str) -> None:
+    for count in (1, 33, 64, 97, 257, 320):
+        keys = Keys(isa, count, 20, dtype, seed=count)
+        q = queries(3, 20)
+        keys.assert_close(keys.attend(q, window=window), keys.expected(q, window=window))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("window", [1, 30, 33, 240, 280])
+def test_what_a_window_hides_does_not_show(window: int, dtype: Format, isa: str) -> None:
+    """Neither in pages that are read, whatever they hold, nor in splits that are left out."""
+    tokens, count = 41, 560
+    keys = Keys(isa, count, 20, dtype)
+    first = count - tokens
+    q = np.random.default_rng(3).standard_normal((tokens, 3, 20)).astype(np.float32)
+    together = keys.part(q, 0, count, position=first, window=window)
+    # What only the first token of the tile sees poisons nobody else.
+    oldest = first + 1 - window
+    keys.keys[: oldest + 1], keys.values[: oldest + 1] = np.nan, np.nan
+    keys.write(range(oldest + 1))
+    again = keys.part(q, 0, count, position=first, window=window)
+    assert np.isnan(again[2][:3, :20]).all()
+    for before, after in zip(together, again, strict=True):
+        assert after[3:].tobytes() == before[3:].tobytes()
+    for t in (1, 20, 40):
+        end = first + t + 1
+        begin = max(0, end - window) // 256 * 256
+        alone = keys.part(q[t], begin, end, window=window)
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert one.tobytes() == all_of_them[3 * t : 3 * t + 3].tobytes()
+
+
+def test_a_token_whose_window_is_elsewhere_sees_nothing(isa: str) -> None:
+    keys = Keys(isa, 300, 20, "f32")
+    q = np.random.default_rng(3).standard_normal((20, 3, 20)).astype(np.float32)
+    top, total, out = keys.part(q, 0, 256, position=280, window=30)
+    # Keys 251 to 255 are left to the first token, and one fewer to each that follows.
+    assert np.isfinite(top[:15]).all()
+    assert (top[15:] == -np.inf).all()
+    assert not total[15:].any()
+    assert not out[15:].any()

@@ -46,6 +46,18 @@ def test_against_the_formula(group: int, head_dim: int, isa: str) -> None:
     assert np.all(np.abs(places[2].array - (terms[0] + terms[1])) <= bound)
 
 
+def test_a_part_without_keys_changes_nothing(isa: str) -> None:
+    """Not even the sign of a zero: a row may come to its first keys in any part."""
+    some = partial(np.random.default_rng(1), 3, 20)
+    some[2][:] = np.where(np.arange(some[2].size).reshape(some[2].shape) % 2, -0.0, some[2])
+    none = np.full(3, -np.inf, np.float32), np.zeros(3, np.float32), np.zeros_like(some[2])
+    for part, into in ((some, none), (none, some)):
+        merged = [array.copy() for array in into]
+        kernels.attention_merge(isa, 20, *part, *merged)
+        for found, expected in zip(merged, some, strict=True):
+            assert found.tobytes() == expected.tobytes()
+
+
 def test_a_part_far_below_vanishes(isa: str) -> None:
     rng = np.random.default_rng(1)
     low, high = partial(rng, 3, 20), partial(rng, 3, 20)

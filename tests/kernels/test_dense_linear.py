@@ -50,6 +50,29 @@ def test_tokens_and_rows_do_not_depend_on_each_other(name: str, size: int, isa: 
         assert rest.tobytes() == whole[:, row:].tobytes()
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("size", [33, 6912])
+def test_groups_of_tokens_do_not_show(size: int, name: str, isa: str) -> None:
+    """Many tokens pass in groups that fit a cache: of long rows, in several."""
+    weights, x = make(name, 5, 50, size)
+    alone = np.concatenate([run(isa, weights, row[None]) for row in x])
+    assert run(isa, weights, x).tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("size", [5, 33, 2560])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_residual_is_added_last(tokens: int, size: int, isa: str) -> None:
+    weights, x = make("bf16", 9, tokens, size)
+    residual = np.random.default_rng(1).standard_normal((tokens, 9)).astype(np.float32)
+    expected = run(isa, weights, x) + residual
+    out = guarded((tokens, 9))
+    kernels.dense_linear(isa, weights, x, out.array, misaligned(residual))
+    out.check()
+    assert out.array.tobytes() == expected.tobytes()
+    kernels.dense_linear(isa, weights, x, residual, residual)
+    assert residual.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("size", SIZES[:16])
 def test_nan_stays_in_its_token_and_row(size: int, isa: str) -> None:
     weights, x = make("f32", 9, 5, size)

@@ -22,6 +22,15 @@ def test_every_value_is_exact(name: str, size: int, isa: str) -> None:
         assert out.array.tobytes() == widen(weights[row]).tobytes()
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_scale_rounds_once(name: str, size: int, isa: str) -> None:
+    weights, scale = table(name, 2, size), np.float32(1.3)
+    out = np.empty(size, np.float32)
+    kernels.embed(isa, weights, 1, out, float(scale))
+    assert out.tobytes() == (widen(weights[1]) * scale).tobytes()
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.float16])
 def test_every_16_bit_pattern(dtype: type, isa: str) -> None:
     weights: np.ndarray = np.arange(1 << 16, dtype=np.uint16).view(dtype).reshape(1, -1)

@@ -46,6 +46,20 @@ def test_in_place(size: int, isa: str) -> None:
     assert x.tobytes() == apart.tobytes()
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_residual_is_added_last(size: int, isa: str) -> None:
+    x, gain, residual = np.random.default_rng(3).standard_normal((3, size)).astype(np.float32)
+    expected = np.empty_like(x)
+    kernels.rms_norm(isa, x, gain, 1e-5, expected)
+    expected += residual
+    out = guarded(size)
+    kernels.rms_norm(isa, x, gain, 1e-5, out.array, misaligned(residual))
+    out.check()
+    assert out.array.tobytes() == expected.tobytes()
+    kernels.rms_norm(isa, x, gain, 1e-5, residual, residual)
+    assert residual.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("size", SIZES[:16])
 def test_nan_reaches_every_output(size: int, isa: str) -> None:
     for place in {0, size // 2, size - 1}:

@@ -1,14 +1,13 @@
-"""Oracle of the whole decoder in float64, straight from a checkpoint's tensors."""
+"""The float64 oracle of a checkpoint: its tensors, as `reference.decoder` takes them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reference import ops
+from reference import decoder, ops
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,21 +15,8 @@ if TYPE_CHECKING:
     from checkpoints import Config, Stored
     from numpy.typing import NDArray
 
+    from reference.decoder import Trace
     from reference.ops import F64, I8
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Everything one forward pass computed.
-
-    `hidden` is [L + 1, T, hidden]: each layer's input and, last, the final norm's output. `margin`
-    is how near, in steps of the 8-bit quantiser, any activation came to a rounding boundary: an
-    implementation whose activations err by less makes the same integers.
-    """
-
-    hidden: F64
-    logits: F64
-    margin: float
 
 
 class Oracle:
@@ -39,73 +25,60 @@ class Oracle:
     def __init__(self, config: Config, tensors: Mapping[str, Stored]) -> None:
         self._config = config
         self._tensors = tensors
-        self._heads: int = config["num_attention_heads"]
-        self._kv_heads: int = config["num_key_value_heads"]
-        self._dim = int(config.get("head_dim") or config["hidden_size"] // self._heads)
-        self._inv_freq = inverse_frequencies(config, self._dim)
-        self._margin = math.inf
-        # Unpacking and ternarising dominate a pass: do them once.
-        self._linears = {
-            name.removesuffix(".weight"): self._ternary(name)
-            for name in tensors
-            if name.endswith("_proj.weight")
-        }
+        heads: int = config["num_attention_heads"]
+        dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+        embedding = self._values("model.embed_tokens.weight")
+        self._decoder = decoder.Decoder(
+            decoder.Config(
+                num_heads=heads,
+                num_kv_heads=config["num_key_value_heads"],
+                head_dim=dim,
+                rms_norm_eps=config["rms_norm_eps"],
+                activation=config["hidden_act"],
+                inv_freq=inverse_frequencies(config, dim)[None],
+            ),
+            [self._layer(f"model.layers.{i}.") for i in range(config["num_hidden_layers"])],
+            embedding,
+            self._norm("model.norm"),
+            embedding if config["tie_word_embeddings"] else self._values("lm_head.weight"),
+        )
 
     def forward(self, token_ids: NDArray[Any]) -> Trace:
         """Run one sequence from position 0."""
-        self._margin = math.inf
-        positions = np.arange(len(token_ids))
-        embedding = self._values("model.embed_tokens.weight")
-        x = embedding[token_ids]
-        hidden = [x]
-        for index in range(self._config["num_hidden_layers"]):
-            x = self._layer(f"model.layers.{index}.", x, positions)
-            hidden.append(x)
-        hidden[-1] = self._norm("model.norm", x)
-        tied = self._config["tie_word_embeddings"]
-        head = embedding if tied else self._values("lm_head.weight")
-        return Trace(np.stack(hidden), hidden[-1] @ head.T, self._margin)
+        return self._decoder.forward(token_ids)
 
-    def _layer(self, layer: str, x: F64, positions: NDArray[Any]) -> F64:
-        normed = self._norm(f"{layer}input_layernorm", x)
-        q, k, v = (
-            self._linear(f"{layer}self_attn.{name}_proj", normed).reshape(len(x), -1, self._dim)
-            for name in "qkv"
+    def _layer(self, layer: str) -> decoder.Layer:
+        return decoder.Layer(
+            input_norm=self._norm(f"{layer}input_layernorm"),
+            attn_in=[self._linear(f"{layer}self_attn.{name}_proj") for name in "qkv"],
+            attn_sub_norm=self._optional_norm(f"{layer}self_attn.attn_sub_norm"),
+            o_proj=self._linear(f"{layer}self_attn.o_proj"),
+            ffn_norm=self._norm(f"{layer}post_attention_layernorm"),
+            mlp_in=[self._linear(f"{layer}mlp.{name}_proj") for name in ("gate", "up")],
+            ffn_sub_norm=self._optional_norm(f"{layer}mlp.ffn_sub_norm"),
+            down_proj=self._linear(f"{layer}mlp.down_proj"),
         )
-        q, k = (ops.rope(part, positions, self._inv_freq, 1.0) for part in (q, k))
-        mixed = ops.attention(q, k, v, positions).reshape(len(x), -1)
-        mixed = self._optional_norm(f"{layer}self_attn.attn_sub_norm", mixed)
-        x = x + self._linear(f"{layer}self_attn.o_proj", mixed)
-        normed = self._norm(f"{layer}post_attention_layernorm", x)
-        gate, up = (self._linear(f"{layer}mlp.{name}_proj", normed) for name in ("gate", "up"))
-        inner = ops.gate(self._config["hidden_act"], gate, up)
-        inner = self._optional_norm(f"{layer}mlp.ffn_sub_norm", inner)
-        return x + self._linear(f"{layer}mlp.down_proj", inner)
 
-    def _linear(self, name: str, x: F64) -> F64:
-        gain = f"{name}.rms_norm.weight"
-        if gain in self._tensors:
-            eps = self._config["quantization_config"].get("rms_norm_eps", 1e-6)
-            x = ops.rms_norm(x, self._values(gain), eps)
-        scaled = ops.scaled_activations(x)
-        self._margin = min(self._margin, float(np.min(np.abs(np.abs(scaled) % 1.0 - 0.5))))
-        q, act_scale, _ = ops.quantize_rows(x)
-        codes, scale = self._linears[name]
-        return ops.ternary_linear(q, act_scale, codes, np.full(len(codes), scale))
+    def _linear(self, name: str) -> decoder.Linear:
+        codes, scale = self._ternary(name)
+        eps = self._config["quantization_config"].get("rms_norm_eps", 1e-6)
+        norm = self._optional_norm(f"{name}.rms_norm")
+        return decoder.TernaryLinear(codes, np.full(len(codes), scale), norm, eps)
 
     def _ternary(self, name: str) -> tuple[I8, float]:
         quantization = self._config["quantization_config"]
         if quantization.get("quantization_mode") == "online":
-            return ops.ternarize(self._values(name))
-        scale = float(self._values(f"{name}_scale").item())
+            return ops.ternarize(self._values(f"{name}.weight"))
+        scale = float(self._values(f"{name}.weight_scale").item())
         inverted = quantization.get("linear_class", "bitlinear") == "bitlinear"
-        return ops.unpack_hf(self._tensors[name].array), 1 / scale if inverted else scale
+        codes = ops.unpack_hf(self._tensors[f"{name}.weight"].array)
+        return codes, 1 / scale if inverted else scale
 
-    def _norm(self, name: str, x: F64) -> F64:
-        return ops.rms_norm(x, self._values(f"{name}.weight"), self._config["rms_norm_eps"])
+    def _norm(self, name: str) -> F64:
+        return self._values(f"{name}.weight")
 
-    def _optional_norm(self, name: str, x: F64) -> F64:
-        return self._norm(name, x) if f"{name}.weight" in self._tensors else x
+    def _optional_norm(self, name: str) -> F64 | None:
+        return self._norm(name) if f"{name}.weight" in self._tensors else None
 
     def _values(self, name: str) -> F64:
         return self._tensors[name].values()

@@ -91,22 +91,39 @@ def softmax(x: Array) -> F64:
     return np.asarray(powers / np.sum(powers, axis=-1, keepdims=True), dtype=np.float64)
 
 
-def attention(q: Array, k: Array, v: Array, q_positions: Array) -> F64:
+def soft_capped(x: F64, softcap: float) -> F64:
+    """Return softcap * tanh(x / softcap), or x for a softcap of 0."""
+    return x if softcap == 0 else np.asarray(softcap * np.tanh(x / softcap), dtype=np.float64)
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    q_positions: Array,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> F64:
     """Causal grouped-query attention: q[T, H, D] over k, v[n, G, D] -> [T, H, D].
 
-    Key j stands at position j and is seen by a query at position p when j <= p; query head h reads
-    key head h // (H / G).
+    Key j stands at position j and is seen by a query at position p when j <= p, with a window w
+    when also j > p - w; query head h reads key head h // (H / G). Scores are q . k times the scale,
+    1 / sqrt(D) by default, and soft-capped.
     """
     tokens, heads, dim = q.shape
     group = heads // k.shape[1]
     out = np.empty((tokens, heads, dim), dtype=np.float64)
     for t in range(tokens):
-        seen = int(q_positions[t]) + 1
+        end = int(q_positions[t]) + 1
+        seen = slice(max(0, end - window) if window else 0, end)
         for h in range(heads):
-            keys = k[:seen, h // group].astype(np.float64)
-            values = v[:seen, h // group].astype(np.float64)
-            weights = softmax(keys @ q[t, h].astype(np.float64) / np.sqrt(dim))
-            out[t, h] = weights @ values
+            keys = k[seen, h // group].astype(np.float64)
+            values = v[seen, h // group].astype(np.float64)
+            scores = keys @ q[t, h].astype(np.float64)
+            scores = scores / np.sqrt(dim) if scale is None else scores * scale
+            out[t, h] = softmax(soft_capped(scores, softcap)) @ values
     return out
 
 
@@ -124,7 +141,16 @@ def relu2(x: Array) -> F64:
     return np.asarray(np.maximum(x.astype(np.float64), 0.0) ** 2, dtype=np.float64)
 
 
+def gelu_tanh(x: Array) -> F64:
+    """Return 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (arXiv:1606.08415)."""
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+        # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2u)), which keeps its digits where tanh(u) is near -1
+        return np.asarray(wide / (1.0 + np.exp(-2.0 * inner)), dtype=np.float64)
+
+
 def gate(name: str, gate: Array, up: Array) -> F64:
-    """Return act(gate) * up for the activation called `name`, "silu" or "relu2"."""
-    activation = {"silu": silu, "relu2": relu2}[name]
+    """Return act(gate) * up for the activation called `name`."""
+    activation = {"silu": silu, "relu2": relu2, "gelu_tanh": gelu_tanh}[name]
     return activation(gate) * up.astype(np.float64)

@@ -1,0 +1,136 @@
+"""The decoder against the float64 oracle, for each thing that architectures differ in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import native
+import numpy as np
+import pytest
+from golden.files import relative_error
+from tolerances import GOLDEN_HIDDEN, GOLDEN_LOGITS, GOLDEN_MARGIN
+from twins import Shape, Twins, twins
+
+from ryzanstein import ValidationError
+
+if TYPE_CHECKING:
+    from ryzanstein._core import F32Array
+
+DENSE = Shape()
+TERNARY = Shape(kinds=("ternary",) * 7)
+CAPPED = Shape(attention_softcap=3.0, final_softcap=3.0, gain=3.0)
+GEMMA2 = Shape(
+    kinds=("bf16",) * 7,
+    head_dim=256,
+    heads=2,
+    kv_heads=1,
+    output_norms=True,
+    windows=(20, 0),
+    activation="gelu_tanh",
+    embedding_scale=48**0.5,
+    attention_scale=224**-0.5,
+    attention_softcap=50.0,
+    final_softcap=30.0,
+)
+SHAPES = {
+    "f32": DENSE,
+    "f16": Shape(kinds=("f16",) * 7),
+    "bf16": Shape(kinds=("bf16",) * 7),
+    "ternary": TERNARY,
+    "several kinds": Shape(kinds=("ternary", "bf16", "ternary", "f32", "f16", "ternary", "bf16")),
+    "one kind, then another": Shape(kinds=("f16", "f32", "ternary", *TERNARY.kinds[3:])),
+    "biases": replace(DENSE, biases=True),
+    "biases of ternary linears": replace(TERNARY, biases=True),
+    "norms of linears": replace(DENSE, linear_norms=True),
+    "norms of ternary linears": replace(TERNARY, linear_norms=True),
+    "norms of heads": replace(DENSE, head_norms=True),
+    "sub-norms": replace(DENSE, sub_norms=True),
+    "sub-norms of ternary linears": replace(TERNARY, sub_norms=True, linear_norms=True),
+    "norms of outputs": replace(DENSE, output_norms=True),
+    "norms of ternary outputs": replace(TERNARY, output_norms=True, biases=True),
+    "relu2": replace(DENSE, activation="relu2"),
+    "gelu": replace(DENSE, activation="gelu_tanh"),
+    "gelu of ternary linears": replace(TERNARY, activation="gelu_tanh"),
+    "scales": replace(DENSE, embedding_scale=3.3, attention_scale=0.1),
+    "soft caps": CAPPED,
+    "two rotary tables": replace(DENSE, ropes=(1, 0), layers=3),
+    "a window of one": replace(DENSE, windows=(1,)),
+    "windows": replace(DENSE, windows=(7, 0, 33), layers=3),
+    "a wide head": replace(DENSE, head_dim=256),
+    "gemma2": GEMMA2,
+    "gemma3": replace(
+        GEMMA2, attention_softcap=0.0, final_softcap=0.0, head_norms=True, ropes=(1, 0)
+    ),
+    "qwen2": replace(DENSE, biases=True, kv_heads=4),
+    "qwen3": replace(DENSE, head_norms=True, head_dim=32),
+}
+
+
+def run(pair: Twins, tokens: np.ndarray) -> tuple[F32Array, F32Array]:
+    """Return hidden states [L + 1, T, hidden] and logits [T, V] of one sequence."""
+    count = len(tokens)
+    blocks = -(-count // 32)
+    positions = np.arange(count, dtype=np.int32)
+    hidden = np.empty((pair.shape.layers + 1, count, pair.shape.hidden), np.float32)
+    logits = pair.native.decoder.step(
+        tokens,
+        positions,
+        np.array([0, count], np.int32),
+        positions,
+        np.arange(blocks, dtype=np.int32)[None],
+        positions,
+        pair.native.cache(blocks, "f32"),
+        hidden,
+    )
+    return hidden, logits
+
+
+def compare(shape: Shape, count: int, isa: str, threads: int) -> None:
+    tokens = np.random.default_rng(count).integers(0, shape.vocab, count).astype(np.int32)
+    # One whose activations all round to the same integers in float32.
+    for seed in range(20):
+        pair = twins(seed, shape, isa=isa, threads=threads)
+        trace = pair.oracle.forward(tokens)
+        if trace.margin > GOLDEN_MARGIN:
+            break
+    hidden, logits = run(pair, tokens)
+    assert trace.margin > GOLDEN_MARGIN
+    assert relative_error(hidden, trace.hidden) < GOLDEN_HIDDEN
+    assert relative_error(logits, trace.logits) < GOLDEN_LOGITS
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_feature(name: str, isa: str) -> None:
+    shape = SHAPES[name]
+    compare(shape, 6 if "ternary" in shape.kinds else 45, isa, threads=1)
+
+
+@pytest.mark.parametrize("name", ["several kinds", "norms of ternary outputs", "gemma2"])
+def test_more_threads_than_tokens(name: str, isa: str) -> None:
+    compare(SHAPES[name], 2, isa, threads=3)
+
+
+@pytest.mark.parametrize("window", [1, 31, 32, 33, 200, 255, 256, 257, 280, 600])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_windows_over_several_splits(threads: int, window: int, isa: str) -> None:
+    """With three threads and few heads, the splits of 256 keys are shared."""
+    shape = replace(DENSE, windows=(window,), layers=1, heads=2, kv_heads=1)
+    compare(shape, 560, isa, threads)
+
+
+def test_caps_are_felt() -> None:
+    """Else these tests would show nothing: scores and logits reach well into the curve."""
+    tokens = np.arange(45)
+    capped = twins(0, CAPPED).oracle.forward(tokens)
+    plain = twins(0, replace(CAPPED, attention_softcap=0.0, final_softcap=0.0))
+    assert np.abs(capped.logits).max() > 2.9
+    assert np.abs(plain.oracle.forward(tokens).logits).max() > 9
+    softer = twins(0, replace(CAPPED, attention_softcap=0.0)).oracle.forward(tokens)
+    assert relative_error(softer.logits, capped.logits) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["exact", "int7", "int5"])
+def test_a_capped_head_is_dense(kind: str) -> None:
+    with pytest.raises(ValidationError, match=r"only a dense head .* use head_kind='dense'"):
+        native.decoder(config=native.config(final_softcap=3.0), head_kind=kind)

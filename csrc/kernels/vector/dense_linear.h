@@ -18,8 +18,8 @@ constexpr std::size_t kDenseSums = 2;
 constexpr std::size_t kDenseStep = kDenseSums * kLanes;
 constexpr std::size_t kDensePrefetch = 4096;  // bytes
 constexpr std::size_t kDenseBlock = 1024;     // of k
-constexpr std::size_t kDenseGroup = 48;       // tokens
-constexpr std::size_t kDenseFew = 8;          // tokens
+constexpr std::size_t kDenseGroup = 96;       // tokens
+constexpr std::size_t kDenseFew = 24;         // tokens
 constexpr std::size_t kDenseNear = 4096;      // activations that stay in L1
 
 inline void dense_store(const DenseLinearArgs& a, std::size_t row, std::size_t token, float sum) {

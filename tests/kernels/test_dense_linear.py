@@ -53,10 +53,11 @@ def test_tokens_and_rows_do_not_depend_on_each_other(name: str, size: int, isa: 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("size", [33, 6912])
 def test_groups_of_tokens_do_not_show(size: int, name: str, isa: str) -> None:
-    """Many tokens pass in groups that fit a cache: of long rows, in several."""
-    weights, x = make(name, 5, 50, size)
+    """One token, up to 24 and more take three paths, the last in groups of 96."""
+    weights, x = make(name, 19, 101, size)
     alone = np.concatenate([run(isa, weights, row[None]) for row in x])
-    assert run(isa, weights, x).tobytes() == alone.tobytes()
+    for tokens in (24, 25, 26, 96, 97, 101):
+        assert run(isa, weights, x[:tokens]).tobytes() == alone[:tokens].tobytes()
 
 
 @pytest.mark.parametrize("size", [5, 33, 2560])

@@ -7,6 +7,7 @@ what tokenizer.json, tokenizer_config.json, generation_config.json and chat_temp
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
@@ -187,6 +188,9 @@ def _rule(metadata: Mapping[str, Any]) -> PreTokenizer:
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     tokens = _strings(metadata, "tokens")
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for token, times in Counter(tokens).items() if times > 1)
+        raise CorruptFileError(f"{_PREFIX}tokens has {twice!r:.80} twice")
     types = metadata.get(_PREFIX + "token_type")
     if types is None:
         types = [PieceType.NORMAL] * len(tokens)
@@ -211,10 +215,12 @@ def _sentencepiece(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int]
 ) -> dict[str, object]:
     scores = metadata.get(_PREFIX + "scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise CorruptFileError(
-            f"{_PREFIX}scores must be a list with one entry for each of the {len(tokens)} tokens"
-        )
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(tokens)
+        or not all(isinstance(score, int | float) for score in scores)
+    ):
+        raise CorruptFileError(f"{_PREFIX}scores must be a list of {len(tokens)} numbers")
     # A space before the text is the old way, and the only one that the field can mean.
     add_space = _get(metadata, _PREFIX + "add_space_prefix", bool, True)
     return pieces_to_json(

@@ -124,7 +124,7 @@ class DirectoryFiles:
         path = self.path / name
         if not path.is_file():
             made = made_tokenizer_json(self.path) if name == "tokenizer.json" else None
-            return None if made is None else json.dumps(made)
+            return None if made is None else json.dumps(made, ensure_ascii=False)
         try:
             return path.read_text("utf-8")
         except OSError as error:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PieceType", "Pieces", "is_filler", "parse_model", "pieces_to_json"]
 
+# Finding the parts of a piece takes the square of its length; trained ones have 16 or 31.
+_MAX_PIECE_CHARACTERS = 512
 _SPACE = "\u2581"  # what stands for a space in a piece
 
 # Field numbers of sentencepiece_model.proto and its values for what is supported.
@@ -62,7 +64,16 @@ def pieces_to_json(
         pieces: the vocabulary.
         prefix: where a space is put before the text.
         unk_id: the unknown token; None for the piece of that type.
+
+    Raises:
+        CorruptFileError: a piece is absurdly long.
     """
+    longest = max(map(len, pieces.texts), default=0)
+    if longest > _MAX_PIECE_CHARACTERS:
+        raise CorruptFileError(
+            f"the SentencePiece vocabulary has a piece of {longest} characters; at most "
+            f"{_MAX_PIECE_CHARACTERS} make sense"
+        )
     # GGUF converters spell the spaces of user-defined pieces as spaces.
     texts = [
         text.replace(" ", _SPACE) if kind == PieceType.USER_DEFINED else text
@@ -92,7 +103,7 @@ def pieces_to_json(
 
 def _derive_merges(
     texts: Sequence[str], scores: Sequence[float], types: Sequence[int]
-) -> list[tuple[str, str]]:
+) -> list[str]:
     """Return the merges of a vocabulary, which stores scores instead.
 
     A piece is made of any two pieces that it is the concatenation of; the better score goes first,
@@ -103,18 +114,17 @@ def _derive_merges(
         for text, score, kind in zip(texts, scores, types, strict=True)
         if kind in (PieceType.NORMAL, PieceType.USER_DEFINED)
     }
-    merges = []
-    keys = []
+    merges: list[str] = []
+    order: list[float] = []
+    lengths: list[int] = []
     for text, score in known.items():
-        for cut in range(len(text) - 1, 0, -1):
+        for cut in range(1, len(text)):
             left = text[:cut]
-            if left in known and text[cut:] in known:
-                merges.append((left, text[cut:]))
-                keys.append((score, cut))
-    if not merges:
-        return []
-    score, cut = np.array(keys).T
-    return [merges[i] for i in np.lexsort((-cut, -score))]
+            if left in known and (right := text[cut:]) in known:
+                merges.append(f"{left} {right}")
+                order.append(-score)
+                lengths.append(-cut)
+    return [merges[i] for i in np.lexsort((lengths, order))]
 
 
 def parse_model(data: bytes, where: str) -> Pieces:

@@ -44,7 +44,7 @@ def added_token(token_id: int, content: str, *, special: bool) -> dict[str, obje
 
 def byte_level_bpe(
     vocab: Mapping[str, int],
-    merges: Sequence[str] | Sequence[Sequence[str]],
+    merges: Sequence[str],
     rule: PreTokenizer,
     added_tokens: Sequence[Mapping[str, object]],
 ) -> dict[str, object]:
@@ -52,7 +52,7 @@ def byte_level_bpe(
 
     Args:
         vocab: token, in the byte alphabet, to id.
-        merges: pairs in order of precedence, or "left right".
+        merges: "left right" in order of precedence.
         rule: how a text is cut into the pieces that are merged.
         added_tokens: what `added_token` returned.
     """
@@ -84,7 +84,7 @@ def byte_level_bpe(
 
 def sentencepiece_bpe(
     vocab: Mapping[str, int],
-    merges: Sequence[Sequence[str]],
+    merges: Sequence[str],
     added_tokens: Sequence[Mapping[str, object]],
     *,
     unk_token: str | None,
@@ -95,7 +95,7 @@ def sentencepiece_bpe(
 
     Args:
         vocab: token to id.
-        merges: pairs in order of precedence.
+        merges: "left right" in order of precedence.
         added_tokens: what `added_token` returned.
         unk_token: what a character outside the vocabulary becomes without byte fallback.
         byte_fallback: whether it becomes its UTF-8 bytes, tokens `<0x00>` to `<0xFF>`, instead.
@@ -138,7 +138,7 @@ def sentencepiece_bpe(
 
 def _bpe(
     vocab: Mapping[str, int],
-    merges: Sequence[str] | Sequence[Sequence[str]],
+    merges: Sequence[str],
     *,
     unk_token: str | None = None,
     fuse_unk: bool = False,

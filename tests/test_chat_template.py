@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from templates import FAMILIES, SPECIAL_TOKENS
 
 from ryzanstein import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.chat_template import ChatTemplate
@@ -239,3 +240,28 @@ def test_an_endless_message_of_a_template_is_cut() -> None:
 def test_a_long_conversation_renders() -> None:
     messages = [{"role": "user", "content": "a word " * 1000}] * 1000
     assert len(ChatTemplate(LLAMA_LIKE).render(messages)) > 7_000_000
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        (
+            "llama3",
+            "<s><|start_header_id|>system<|end_header_id|>\n\nToday: 26 Jul 2024\n<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            "qwen2",
+            "<|im_start|>system\nBe helpful.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+            "<|im_start|>assistant\n",
+        ),
+        ("qwen3", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+        ("gemma", "<s><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n"),
+        ("mistral", "<s>[INST] hi [/INST]"),
+        ("falcon", "User: hi\nAssistant:"),
+    ],
+)
+def test_families_of_models(family: str, expected: str) -> None:
+    template = ChatTemplate(FAMILIES[family], SPECIAL_TOKENS)
+    assert template.render([USER]) == expected

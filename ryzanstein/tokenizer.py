@@ -38,7 +38,7 @@ class Tokenizer:
         add_bos: whether an encoded text begins with the bos token.
         add_eos: whether it ends with the eos token.
 
-    What the backend does of itself about either holds where both are None, as in transformers.
+    None leaves either as the backend has it.
 
     Example:
         >>> tokenizer = Tokenizer.from_files(files)
@@ -58,7 +58,7 @@ class Tokenizer:
         self._backend = backend
         self.special_tokens = dict(special_tokens or {})
         if add_bos is not None or add_eos is not None:
-            backend.post_processor = self._framing(bool(add_bos), bool(add_eos))
+            backend.post_processor = self._framing(add_bos, add_eos)
         self.eos_token_ids = tuple(sorted(set(eos_token_ids)))
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self._special_ids = frozenset(
@@ -142,10 +142,12 @@ class Tokenizer:
         """Return whether the token is one byte, whose text depends on the bytes beside it."""
         return token_id in self._byte_ids
 
-    def _framing(self, add_bos: bool, add_eos: bool) -> TemplateProcessing:
+    def _framing(self, add_bos: bool | None, add_eos: bool | None) -> TemplateProcessing:
+        present = self._backend.encode("").ids
         bos, eos = (
             [(self.special_tokens[role], token_id)]
-            if wanted and (token_id := self._find(role)) is not None
+            if (token_id := self._find(role)) is not None
+            and (token_id in present if wanted is None else wanted)
             else []
             for role, wanted in (("bos_token", add_bos), ("eos_token", add_eos))
         )

@@ -128,6 +128,20 @@ def test_bos_is_added_as_configured(template: bool, add_bos: bool | None) -> Non
     assert tokenizer.encode("a", add_special_tokens=False) == [0x61]
 
 
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("add_eos", [True, False])
+def test_eos_is_added_as_configured(template: bool, add_eos: bool) -> None:
+    backend = byte_level()
+    if template:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 256)]
+        )
+    specials = {"bos_token": "<s>", "eos_token": "b"}
+    tokenizer = Tokenizer(backend, special_tokens=specials, add_eos=add_eos)
+    assert tokenizer.encode("a") == [256] * template + [0x61] + [0x62] * add_eos
+    assert tokenizer.encode("a", add_special_tokens=False) == [0x61]
+
+
 def test_what_is_not_text_is_refused() -> None:
     number: Any = 7
     with pytest.raises(ValidationError, match="a text must be a string, got int"):

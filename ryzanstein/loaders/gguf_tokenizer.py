@@ -221,7 +221,6 @@ def _sentencepiece(
         or not all(isinstance(score, int | float) for score in scores)
     ):
         raise CorruptFileError(f"{_PREFIX}scores must be a list of {len(tokens)} numbers")
-    # A space before the text is the old way, and the only one that the field can mean.
     add_space = _get(metadata, _PREFIX + "add_space_prefix", bool, True)
     return pieces_to_json(
         Pieces(tokens, scores, types),

@@ -53,7 +53,7 @@ def _from_sentencepiece(directory: Path) -> dict[str, object]:
         pieces.types[token_id] = kind
     prefix = SpacePrefix.NEVER
     if settings.get("add_prefix_space", pieces.add_prefix) is not False and pieces.add_prefix:
-        # Without the setting the file is as old as SentencePiece's own way.
+        # Files without the setting are from before there was another way than SentencePiece's.
         prefix = SpacePrefix.FIRST if settings.get("legacy") is False else SpacePrefix.ALWAYS
     made = pieces_to_json(pieces, prefix=prefix)
     if bos is not None:

@@ -72,6 +72,27 @@ def test_byte_fallback_streams_as_it_decodes(words: list[str]) -> None:
     assert "".join(stream(FALLBACK, ids)) == FALLBACK.decode(ids)
 
 
+@settings(max_examples=300)
+@given(
+    st.lists(st.integers(0, 259) | st.sampled_from([4 + b for b in TRICKY]), max_size=20),
+    st.lists(st.integers(1, 259) | st.sampled_from([4 + b for b in TRICKY]), max_size=20),
+)
+def test_any_bytes_of_byte_fallback_stream_as_they_decode(
+    prompt: list[int], ids: list[int]
+) -> None:
+    assert "".join(stream(FALLBACK, ids)) == FALLBACK.decode(ids)
+    # The last token of the prompt is whole, so its text cannot change with what follows.
+    whole = FALLBACK.decode([*prompt, 3, *ids])
+    assert (
+        "".join(stream(FALLBACK, ids, [*prompt, 3])) == whole[len(FALLBACK.decode([*prompt, 3])) :]
+    )
+
+
+def test_bytes_after_a_prompt_of_bytes() -> None:
+    face = [4 + b for b in "😀".encode()]
+    assert "".join(stream(FALLBACK, [*face, 3], face * 3)) == "😀c"
+
+
 def test_a_character_appears_when_its_last_byte_does() -> None:
     ids = list("é€😀".encode())
     assert stream(BYTES, ids) == ["", "é", "", "", "€", "", "", "", "😀", ""]
@@ -104,6 +125,20 @@ def test_bos_is_added_as_configured(template: bool, add_bos: bool | None) -> Non
     tokenizer = Tokenizer(backend, special_tokens={"bos_token": "<s>"}, add_bos=add_bos)
     wants_bos = template if add_bos is None else add_bos
     assert tokenizer.encode("a") == ([256, 0x61] if wants_bos else [0x61])
+    assert tokenizer.encode("a", add_special_tokens=False) == [0x61]
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("add_eos", [True, False])
+def test_eos_is_added_as_configured(template: bool, add_eos: bool) -> None:
+    backend = byte_level()
+    if template:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 256)]
+        )
+    specials = {"bos_token": "<s>", "eos_token": "b"}
+    tokenizer = Tokenizer(backend, special_tokens=specials, add_eos=add_eos)
+    assert tokenizer.encode("a") == [256] * template + [0x61] + [0x62] * add_eos
     assert tokenizer.encode("a", add_special_tokens=False) == [0x61]
 
 

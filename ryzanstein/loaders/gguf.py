@@ -96,14 +96,22 @@ class GgufFile:
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
+    def __len__(self) -> int:
+        return len(self._tensors)
+
     def tensor(self, name: str) -> GgufTensor:
         """Return what the header says of a tensor."""
         return self._tensors[name]
 
-    def view(self, name: str) -> NDArray[np.uint8]:
-        """Return a tensor's bytes as a read-only array over the map, uint8 [nbytes]."""
+    def view(
+        self, name: str, dtype: str = "u1", shape: tuple[int, ...] | None = None
+    ) -> NDArray[Any]:
+        """Return a tensor's bytes as a read-only array over the map, flat unless a shape is given.
+
+        At an offset that the dtype cannot be read from in place it is copied.
+        """
         tensor = self._tensors[name]
-        return self._file.view(tensor.begin, np.uint8, (tensor.nbytes,))
+        return self._file.view(tensor.begin, dtype, (tensor.nbytes,) if shape is None else shape)
 
     def release(self, name: str) -> None:
         """Let the kernel drop the tensor's resident pages; a later view reads them again."""

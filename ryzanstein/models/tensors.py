@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein.loaders.gguf_types import TERNARY_TYPES, TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["check_tensors", "fused_shape", "linear_shapes", "matrix_shapes"]
 
 _FLOATS = ("F32", "F16", "BF16")
+_READABLE = tuple(TYPES)  # whatever a view shows as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,8 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
         UnsupportedFormatError: a tensor that the architecture does not read, or sizes that the
             packed form cannot hold.
     """
-    _check_packable(checkpoint, config, family)
     known = set()
-    for expected in _expected_tensors(config, family):
+    for expected in _expected_tensors(checkpoint, config, family):
         _check_tensor(checkpoint, expected)
         known.add(expected.name)
     if config.tie_word_embeddings:
@@ -87,13 +88,15 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
         )
 
 
-def _expected_tensors(config: ModelConfig, family: Family) -> Iterator[_Expected]:
+def _expected_tensors(
+    checkpoint: WeightSource, config: ModelConfig, family: Family
+) -> Iterator[_Expected]:
     hidden = config.hidden_size
     vocabulary = (config.vocab_size, hidden)
-    yield _Expected(family.embedding, _FLOATS, (vocabulary,))
+    yield _Expected(family.embedding, _READABLE, (vocabulary,))
     yield _Expected(family.final_norm, _FLOATS, ((hidden,),))
     if not config.tie_word_embeddings:
-        yield _Expected(family.lm_head, _FLOATS, (vocabulary,))
+        yield _Expected(family.lm_head, _READABLE, (vocabulary,))
     norms = {
         family.input_norm: hidden,
         family.post_attention_norm: hidden,
@@ -107,31 +110,32 @@ def _expected_tensors(config: ModelConfig, family: Family) -> Iterator[_Expected
             if norm is not None:
                 yield _Expected(layer + norm, _FLOATS, ((size,),))
         for linear, shape in shapes.items():
-            yield from _expected_linear(config, family, layer + linear, shape)
+            yield from _expected_linear(checkpoint, config, family, layer + linear, shape)
 
 
 def _expected_linear(
-    config: ModelConfig, family: Family, name: str, shape: tuple[int, int]
+    checkpoint: WeightSource,
+    config: ModelConfig,
+    family: Family,
+    name: str,
+    shape: tuple[int, int],
 ) -> Iterator[_Expected]:
     rows, columns = shape
-    if config.quantization.mode == "online":
-        yield _Expected(f"{name}.weight", _FLOATS, (shape,))
+    weight = f"{name}.weight"
+    if weight in checkpoint and checkpoint.info(weight).dtype in TERNARY_TYPES:
+        yield _Expected(weight, TERNARY_TYPES, (shape,))
+    elif config.quantization.mode == "online":
+        yield _Expected(weight, _FLOATS, (shape,))
     else:
-        yield _Expected(f"{name}.weight", ("U8",), ((rows // 4, columns),))
-        yield _Expected(f"{name}.weight_scale", _FLOATS, ((1,), ()))
-    if config.quantization.input_norm:
-        yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
-
-
-def _check_packable(checkpoint: WeightSource, config: ModelConfig, family: Family) -> None:
-    if config.quantization.mode == "online":
-        return
-    for name, (rows, _) in linear_shapes(config, family).items():
         if rows % 4:
             raise UnsupportedFormatError(
                 f"{checkpoint.path}: {name} has {rows} rows; the packed form holds four "
                 "rows in a byte and needs a multiple of 4"
             )
+        yield _Expected(weight, ("U8",), ((rows // 4, columns),))
+        yield _Expected(f"{name}.weight_scale", _FLOATS, ((1,), ()))
+    if config.quantization.input_norm:
+        yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
 
 
 def _check_tensor(checkpoint: WeightSource, expected: _Expected) -> None:

@@ -222,7 +222,10 @@ class WeightReader:
     def _pack(self, matrix: TernaryMatrix, row: int, linear: str) -> None:
         weight = f"{linear}.weight"
         try:
-            if self._config.quantization.mode == "online":
+            if (parts := self._checkpoint.ternary_rows(weight)) is not None:
+                for begin, codes, scales in parts:
+                    matrix.pack_codes(row + begin, codes, scales)
+            elif self._config.quantization.mode == "online":
                 matrix.pack_master(row, self._checkpoint.view(weight))
             else:
                 stored = self._checkpoint.view(f"{linear}.weight_scale")
@@ -244,7 +247,7 @@ class WeightReader:
 
     def _dense(self, name: str) -> DenseArray:
         array = self._checkpoint.view(name) if self._packed is not None else self._finite(name)
-        self._advance(array.nbytes)
+        self._advance(self._checkpoint.info(name).nbytes)
         return array
 
     def _finite(self, name: str) -> NDArray[Any]:

@@ -75,7 +75,7 @@ class TernaryModel:
         }
         if not config["tie_word_embeddings"]:
             self.dense["lm_head"] = rng.standard_normal(vocabulary) / 8
-        self.dense["model.norm"] = rng.uniform(0.5, 1.5, hidden)
+        self.dense["model.norm"] = rng.uniform(0.5, 1.5, (hidden,))
         self.linears: dict[str, tuple[NDArray[np.int8], float]] = {}
         for index in range(config["num_hidden_layers"]):
             layer = f"model.layers.{index}."
@@ -83,7 +83,7 @@ class TernaryModel:
             if config["model_type"] == "bitnet":
                 norms |= {"self_attn.attn_sub_norm": hidden, "mlp.ffn_sub_norm": inner}
             for norm, size in norms.items():
-                self.dense[layer + norm] = rng.uniform(0.5, 1.5, size)
+                self.dense[layer + norm] = rng.uniform(0.5, 1.5, (size,))
             for name, shape in linear_shapes(config).items():
                 codes = np.zeros(shape[0] * shape[1], np.int8)
                 codes[: codes.size // 2] = rng.choice([-1, 1], codes.size // 2)

@@ -71,6 +71,7 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
         UnsupportedFormatError: a tensor that the architecture does not read, or sizes that the
             packed form cannot hold.
     """
+    _check_packable(checkpoint, config, family)
     known = set()
     for expected in _expected_tensors(checkpoint, config, family):
         _check_tensor(checkpoint, expected)
@@ -122,20 +123,31 @@ def _expected_linear(
 ) -> Iterator[_Expected]:
     rows, columns = shape
     weight = f"{name}.weight"
-    if weight in checkpoint and checkpoint.info(weight).dtype in TERNARY_TYPES:
+    if _has_own_scales(checkpoint, weight):
         yield _Expected(weight, TERNARY_TYPES, (shape,))
     elif config.quantization.mode == "online":
         yield _Expected(weight, _FLOATS, (shape,))
     else:
-        if rows % 4:
-            raise UnsupportedFormatError(
-                f"{checkpoint.path}: {name} has {rows} rows; the packed form holds four "
-                "rows in a byte and needs a multiple of 4"
-            )
         yield _Expected(weight, ("U8",), ((rows // 4, columns),))
         yield _Expected(f"{name}.weight_scale", _FLOATS, ((1,), ()))
     if config.quantization.input_norm:
         yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
+
+
+def _has_own_scales(checkpoint: WeightSource, weight: str) -> bool:
+    return weight in checkpoint and checkpoint.info(weight).dtype in TERNARY_TYPES
+
+
+def _check_packable(checkpoint: WeightSource, config: ModelConfig, family: Family) -> None:
+    if config.quantization.mode == "online":
+        return
+    first = family.layer.format(index=0)
+    for name, (rows, _) in linear_shapes(config, family).items():
+        if rows % 4 and not _has_own_scales(checkpoint, f"{first}{name}.weight"):
+            raise UnsupportedFormatError(
+                f"{checkpoint.path}: {name} has {rows} rows; the packed form holds four "
+                "rows in a byte and needs a multiple of 4"
+            )
 
 
 def _check_tensor(checkpoint: WeightSource, expected: _Expected) -> None:

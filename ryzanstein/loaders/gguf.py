@@ -31,7 +31,7 @@ _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 # The header of a model with 262144 tokens and their merges is near 20 MB.
 _MAX_HEADER_BYTES = 100_000_000
-_MAX_ITEMS = 1 << 22  # of one array, which is made into a list
+_MAX_ITEMS = 1 << 22  # of all arrays, which are made into lists
 _MAX_ENTRIES = 1 << 16  # of metadata
 _MAX_TENSORS = 1 << 17
 _MAX_NAME_BYTES = 1 << 16
@@ -135,6 +135,7 @@ class _Cursor:
     def __init__(self, file: MappedFile) -> None:
         self.path = file.path
         self.position = 0
+        self.items = 0  # of the arrays so far
         self.size = len(file.data)
         self._data = file.data
 
@@ -246,8 +247,9 @@ def _parse_value(cursor: _Cursor, what: str) -> Any:
         raise cursor.corrupt(f"{what} has type {kind}, which GGUF does not have")
     item = cursor.unsigned(_U32, what)
     count = cursor.unsigned(_U64, what)
-    if count > _MAX_ITEMS:
-        raise cursor.corrupt(f"{what} claims {count} items, more than {_MAX_ITEMS}")
+    cursor.items += count
+    if cursor.items > _MAX_ITEMS:
+        raise cursor.corrupt(f"{what} claims {count} items, which makes more than {_MAX_ITEMS}")
     if item == _STRING:
         return cursor.strings(count, what)
     if item in _SCALARS:

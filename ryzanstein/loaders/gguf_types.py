@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["TERNARY_TYPES", "TYPES", "TensorType", "row_scales", "types_numbered"]
 
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
+# The four codes of each byte, lowest bits first, as the bytes of a uint32.
+_FOUR_CODES = ((np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS) & np.uint8(3)).view("<u4")[:, 0]
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
 
@@ -153,7 +155,7 @@ def _tq1_0(rows: NDArray[np.uint8]) -> Decoded:
 def _q2_0(rows: NDArray[np.uint8], size: int) -> Decoded:
     """A float16 scale, then bytes of four adjacent codes."""
     blocks = rows.reshape(len(rows), -1, size)
-    codes = (blocks[..., 2:, None] >> _SHIFTS) & np.uint8(3)
+    codes = _FOUR_CODES[blocks[..., 2:]].view(np.uint8)
     return _codes(codes, len(rows)), _half(blocks[..., :2])[..., 0]
 
 

@@ -180,7 +180,7 @@ def model_config(file: GgufFile, architecture: GgufArchitecture, *, tied: bool) 
         config["hidden_activation"] = config["hidden_act"]
     if architecture.sandwich_norms:
         config |= _attention(metadata, config)
-    if "blk.0.attn_q.bias" in file:
+    if architecture.permuted and "blk.0.attn_q.bias" in file:  # others always or never have them
         config["attention_bias"] = True
     return config | _quantization(file, architecture)
 
@@ -300,9 +300,10 @@ def _attention(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, Any]
             "sliding_attention" if (layer + 1) % every else "full_attention"
             for layer in range(layers)
         ],
-        "attn_logit_softcapping": metadata.value("attn_logit_softcapping"),
-        "final_logit_softcapping": metadata.value("final_logit_softcapping"),
     }
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := metadata.value(key)) is not None:
+            added[key] = cap
     if is_third:
         added["rope_local_base_freq"] = metadata.value("rope.freq_base_swa", 10000.0)
     return added

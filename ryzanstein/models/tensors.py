@@ -12,7 +12,7 @@ from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedForma
 from ryzanstein.loaders.gguf_types import TERNARY_TYPES, TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Set
 
     from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.models.config import ModelConfig
@@ -71,9 +71,10 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
         UnsupportedFormatError: a tensor that the architecture does not read, or sizes that the
             packed form cannot hold.
     """
-    _check_packable(checkpoint, config, family)
     known = set()
-    for expected in _expected_tensors(checkpoint, config, family):
+    scaled = {name for name in checkpoint if checkpoint.info(name).dtype in TERNARY_TYPES}
+    _check_packable(checkpoint, config, family, scaled)
+    for expected in _expected_tensors(config, family, scaled):
         _check_tensor(checkpoint, expected)
         known.add(expected.name)
     if config.tie_word_embeddings:
@@ -90,8 +91,9 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
 
 
 def _expected_tensors(
-    checkpoint: WeightSource, config: ModelConfig, family: Family
+    config: ModelConfig, family: Family, scaled: Set[str] = frozenset()
 ) -> Iterator[_Expected]:
+    """Yield what a checkpoint must hold; `scaled` are ternary tensors with scales of their own."""
     hidden = config.hidden_size
     vocabulary = (config.vocab_size, hidden)
     yield _Expected(family.embedding, _READABLE, (vocabulary,))
@@ -111,19 +113,15 @@ def _expected_tensors(
             if norm is not None:
                 yield _Expected(layer + norm, _FLOATS, ((size,),))
         for linear, shape in shapes.items():
-            yield from _expected_linear(checkpoint, config, family, layer + linear, shape)
+            yield from _expected_linear(config, family, layer + linear, shape, scaled)
 
 
 def _expected_linear(
-    checkpoint: WeightSource,
-    config: ModelConfig,
-    family: Family,
-    name: str,
-    shape: tuple[int, int],
+    config: ModelConfig, family: Family, name: str, shape: tuple[int, int], scaled: Set[str]
 ) -> Iterator[_Expected]:
     rows, columns = shape
     weight = f"{name}.weight"
-    if _has_own_scales(checkpoint, weight):
+    if weight in scaled:
         yield _Expected(weight, TERNARY_TYPES, (shape,))
     elif config.quantization.mode == "online":
         yield _Expected(weight, _FLOATS, (shape,))
@@ -134,16 +132,14 @@ def _expected_linear(
         yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
 
 
-def _has_own_scales(checkpoint: WeightSource, weight: str) -> bool:
-    return weight in checkpoint and checkpoint.info(weight).dtype in TERNARY_TYPES
-
-
-def _check_packable(checkpoint: WeightSource, config: ModelConfig, family: Family) -> None:
+def _check_packable(
+    checkpoint: WeightSource, config: ModelConfig, family: Family, scaled: Set[str]
+) -> None:
     if config.quantization.mode == "online":
         return
     first = family.layer.format(index=0)
     for name, (rows, _) in linear_shapes(config, family).items():
-        if rows % 4 and not _has_own_scales(checkpoint, f"{first}{name}.weight"):
+        if rows % 4 and f"{first}{name}.weight" not in scaled:
             raise UnsupportedFormatError(
                 f"{checkpoint.path}: {name} has {rows} rows; the packed form holds four "
                 "rows in a byte and needs a multiple of 4"

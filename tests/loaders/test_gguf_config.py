@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -60,7 +61,8 @@ def content(
     held: dict[str, RawTensor | None] = {
         "token_embd.weight": floats(np.ones((7, 32))),
         "blk.0.ffn_down.weight": floats(np.ones((32, 48))),
-    } | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    }
+    held.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
     return GgufBytes(
         {"general.architecture": architecture} | stored,
         {name: tensor for name, tensor in held.items() if tensor is not None},
@@ -113,22 +115,7 @@ def test_names_are_those_of_the_gguf_package(name: str, tmp_path: Path) -> None:
         found = architecture.tensor_name(f"{stored}.weight")
         if found is None or found == f"{stored}.weight":
             # experts, fused and precomputed parts that no supported model has
-            assert (
-                stored
-                in {
-                    "rope_freqs",
-                    "blk.2.attn_rot_embd",
-                    "blk.2.ffn_gate_inp",
-                    "blk.2.ffn_gate_exps",
-                    "blk.2.ffn_down_exps",
-                    "blk.2.ffn_up_exps",
-                    "blk.2.ffn_gate.2",
-                    "blk.2.ffn_down.2",
-                    "blk.2.ffn_up.2",
-                    "blk.2.ffn_gate.{xid}",
-                }
-                or "{xid}" in gguf.TENSOR_NAMES[item]
-            )
+            assert re.search("_exps|_gate_inp|_rot_embd|rope_freqs", stored)
             continue
         assert found.endswith(".weight")
         base = found.removesuffix(".weight")

@@ -10,7 +10,6 @@ from gguf_models import BITNET, LLAMA, TernaryModel, permute
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
 from ryzanstein.loaders.gguf_files import GgufFiles
-from ryzanstein.loaders.gguf_types import TYPES
 from ryzanstein.loaders.model_files import DirectoryFiles, open_files
 from ryzanstein.loaders.safetensors import TensorInfo
 
@@ -29,11 +28,11 @@ def write(path: Path, content: GgufBytes, name: str = "model.gguf") -> Path:
     return path / name
 
 
-def weights(path: Path, architecture: str, heads: int = 2, **tensors: RawTensor) -> GgufWeights:
+def weights(path: Path, architecture: str, **tensors: RawTensor) -> GgufWeights:
     """Return the weights of a file of these tensors, in whose names __ stands for a dot."""
     metadata = {
         "general.architecture": architecture,
-        f"{architecture}.attention.head_count": heads,
+        f"{architecture}.attention.head_count": 2,
         f"{architecture}.attention.head_count_kv": 1,
     }
     named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
@@ -53,9 +52,7 @@ def test_a_file_is_known_by_its_first_bytes(tmp_path: Path) -> None:
     directory.mkdir()
     assert isinstance(open_files(directory), DirectoryFiles)
     (tmp_path / "other.bin").write_bytes(b"PK")
-    with pytest.raises(
-        UnsupportedFormatError, match=r"other\.bin is not a GGUF file; point at one"
-    ):
+    with pytest.raises(UnsupportedFormatError, match=r"other\.bin is not a GGUF file"):
         open_files(tmp_path / "other.bin")
     (tmp_path / "other.gguf").write_bytes(bytes(64))
     with pytest.raises(CorruptFileError, match=r"other\.gguf: it begins with .*, not b'GGUF'"):
@@ -90,18 +87,14 @@ def test_numbers_are_read_in_place(tmp_path: Path) -> None:
     assert np.array_equal(view, values)
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q6_K", "TQ2_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "TQ2_0"])
 def test_other_types_are_seen_as_floats(kind: str, tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    shape = (9, 256)
-    size = TYPES[kind].nbytes(shape)
-    assert size is not None
-    blocks = np.full((size // TYPES[kind].block_bytes, TYPES[kind].block_bytes), 60, np.uint8)
-    blocks[:, 4:50] = rng.integers(0, 160, (len(blocks), 1))[:, : blocks[:, 4:50].shape[1]]
-    stored = RawTensor(NUMBERS[kind], shape, blocks.tobytes())
-    view = weights(tmp_path, "qwen2", token_embd__weight=stored).view("model.embed_tokens.weight")
+    values = np.random.default_rng(1).standard_normal((9, 256)).astype(np.float32)
     item = gguf.GGMLQuantizationType[kind]
-    assert np.array_equal(view, gguf.quants.dequantize(blocks.reshape(9, -1), item))
+    blocks = gguf.quants.quantize(values, item)
+    stored = RawTensor(NUMBERS[kind], values.shape, blocks.tobytes())
+    view = weights(tmp_path, "qwen2", token_embd__weight=stored).view("model.embed_tokens.weight")
+    assert np.array_equal(view, gguf.quants.dequantize(blocks, item))
     assert not view.flags.writeable
 
 
@@ -155,8 +148,8 @@ def rows(found: GgufWeights, name: str) -> tuple[NDArray[np.int8], NDArray[np.fl
 def test_ternary_tensors_come_as_codes(kind: str, tmp_path: Path) -> None:
     """In several parts, for there are more than a million weights."""
     codes = np.random.default_rng(4).integers(-1, 2, (4160, 256))
-    tensor = RawTensor(NUMBERS[kind], codes.shape, quantize_ternary(kind, permute(codes, 65), 0.5))
-    found = weights(tmp_path, "llama", heads=65, blk__0__attn_q__weight=tensor)
+    tensor = RawTensor(NUMBERS[kind], codes.shape, quantize_ternary(kind, permute(codes, 2), 0.5))
+    found = weights(tmp_path, "llama", blk__0__attn_q__weight=tensor)
     back, scales = rows(found, PROJECTION)
     assert np.array_equal(back, codes)
     assert np.array_equal(scales, np.full(4160, 0.5))

@@ -6,9 +6,19 @@ what tokenizer.json, tokenizer_config.json, generation_config.json and chat_temp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import logging
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ryzanstein.errors import UnsupportedFormatError
+from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
+from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer
+from ryzanstein.loaders.tokenizer_json import (
+    SpacePrefix,
+    added_token,
+    byte_level_bpe,
+    derive_merges,
+    sentencepiece_bpe,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +31,57 @@ __all__ = [
     "tokenizer_config",
     "tokenizer_json",
 ]
+
+_LOGGER = logging.getLogger(__name__)
+_Value = TypeVar("_Value", str, int, bool)
+
+_PREFIX = "tokenizer.ggml."
+_CHAT_TEMPLATE = "tokenizer.chat_template"
+_SPACE = "\u2581"
+_BITNET_2B = ("bitnet-25", "bitnet-b1.58")
+
+# The ids a GGUF file names, and what tokenizer_config.json calls the tokens.
+_ROLES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+# What SentencePiece gives these ids where a file does not say.
+_SENTENCEPIECE_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+
+# Tokens that end a turn, whatever the file calls its end of text: a file has room for one of them,
+# and models were published with the wrong one.
+_END_OF_TURN = frozenset(
+    {
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<EOT>",
+        "</s>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    }
+)
+
+# What the 2B-4T model was trained on. Its GGUF file says "Human: ... BITNETAssistant:" instead.
+_BITNET_TEMPLATE = (
+    "{% for message in messages %}{{ bos_token if loop.first }}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+
+class _TokenType(IntEnum):
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
 
 
 class TemplateSource(NamedTuple):
@@ -37,25 +98,53 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, object]:
         UnsupportedFormatError: a kind of tokenizer or a pre-tokenizer that is not supported.
         CorruptFileError: a field is missing, malformed or contradicts another.
     """
-    raise UnsupportedFormatError(f"not yet: {metadata.get('tokenizer.ggml.model')}")
+    kind = _kind(metadata)
+    tokens, types = _tokens(metadata)
+    if kind == "gpt2":
+        vocab = {token: i for i, token in enumerate(tokens) if not _is_filler(i, token, types[i])}
+        merges = _strings(metadata, "merges")
+        return byte_level_bpe(vocab, merges, _rule(metadata), _added_tokens(tokens, types))
+    return _sentencepiece(metadata, tokens, types)
 
 
 def tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, object]:
     """Return the content of tokenizer_config.json: special tokens, add_bos_token, add_eos_token.
 
     Raises:
+        UnsupportedFormatError: a kind of tokenizer or a pre-tokenizer that is not supported.
         CorruptFileError: a field is malformed or an id is outside the vocabulary.
     """
-    return {}
+    tokens, _ = _tokens(metadata)
+    config: dict[str, object] = {
+        role: tokens[token_id]
+        for role, key in _ROLES.items()
+        if (token_id := _token_id(metadata, key, len(tokens))) is not None
+    }
+    adds_bos = _kind(metadata) == "llama" or _rule(metadata).add_bos
+    config["add_bos_token"] = _get(metadata, _PREFIX + "add_bos_token", bool, adds_bos)
+    config["add_eos_token"] = _get(metadata, _PREFIX + "add_eos_token", bool, False)
+    return config
 
 
 def generation_config(metadata: Mapping[str, Any]) -> dict[str, object]:
     """Return the content of generation_config.json: every token that ends a turn.
 
     Raises:
+        UnsupportedFormatError: a kind of tokenizer that is not supported.
         CorruptFileError: a field is malformed or an id is outside the vocabulary.
     """
-    return {}
+    tokens, types = _tokens(metadata)
+    named = [
+        _token_id(metadata, key, len(tokens))
+        for key in ("eos_token_id", "eot_token_id", "eom_token_id")
+    ]
+    found = {token_id for token_id in named if token_id is not None}
+    found |= {
+        i
+        for i, token in enumerate(tokens)
+        if token in _END_OF_TURN and types[i] in (_TokenType.CONTROL, _TokenType.USER_DEFINED)
+    }
+    return {"eos_token_id": sorted(found)} if found else {}
 
 
 def template_source(metadata: Mapping[str, Any]) -> TemplateSource:
@@ -64,7 +153,15 @@ def template_source(metadata: Mapping[str, Any]) -> TemplateSource:
     Raises:
         CorruptFileError: the field is not a string.
     """
-    return TemplateSource(metadata.get("tokenizer.chat_template"), None)
+    template = _get(metadata, _CHAT_TEMPLATE, str, None)
+    wrong = template is not None and "BITNETAssistant" in template
+    if wrong and metadata.get("general.architecture") in _BITNET_2B:
+        return TemplateSource(
+            _BITNET_TEMPLATE,
+            "the file's chat template (Human: ... BITNETAssistant:) is not the one the model was "
+            "trained on; using User: ...<|eot_id|>Assistant: instead",
+        )
+    return TemplateSource(template, None)
 
 
 def chat_template(metadata: Mapping[str, Any]) -> str | None:
@@ -73,4 +170,117 @@ def chat_template(metadata: Mapping[str, Any]) -> str | None:
     Raises:
         CorruptFileError: the field is not a string.
     """
-    return template_source(metadata).template
+    template, note = template_source(metadata)
+    if note is not None:
+        _LOGGER.warning("%s", note)
+    return template
+
+
+def _kind(metadata: Mapping[str, Any]) -> str:
+    kind = _get(metadata, _PREFIX + "model", str, None)
+    if kind is None:
+        raise CorruptFileError(f"{_PREFIX}model is missing: the file has no tokenizer")
+    if kind not in ("gpt2", "llama"):
+        raise UnsupportedFormatError(
+            f"the tokenizer kind {kind!r} ({_PREFIX}model) is not supported; supported are gpt2 "
+            "(byte-level BPE) and llama (SentencePiece BPE)"
+        )
+    return kind
+
+
+def _rule(metadata: Mapping[str, Any]) -> PreTokenizer:
+    name = _get(metadata, _PREFIX + "pre", str, None)
+    if name is not None:
+        return pre_tokenizer(name)
+    # Microsoft's 2B-4T file and the first files of Llama 3 lack the field; both are Llama 3's.
+    if "<|begin_of_text|>" in _strings(metadata, "tokens"):
+        return pre_tokenizer("llama-bpe")
+    raise UnsupportedFormatError(
+        f"{_PREFIX}pre is missing, so how text is cut into words is unknown; convert the model "
+        "again with a converter that writes it"
+    )
+
+
+def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    tokens = _strings(metadata, "tokens")
+    types = metadata.get(_PREFIX + "token_type")
+    if types is None:
+        types = [_TokenType.NORMAL] * len(tokens)
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise CorruptFileError(
+            f"{_PREFIX}token_type must be a list with one entry for each of the {len(tokens)} "
+            "tokens"
+        )
+    return tokens, types
+
+
+def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, object]]:
+    return [
+        added_token(i, tokens[i], special=kind != _TokenType.USER_DEFINED)
+        for i, kind in enumerate(types)
+        if kind in (_TokenType.CONTROL, _TokenType.UNKNOWN, _TokenType.USER_DEFINED)
+        and not _is_filler(i, tokens[i], kind)
+    ]
+
+
+def _is_filler(token_id: int, token: str, kind: int) -> bool:
+    """Return whether a converter made the token up for an id that the tokenizer does not have."""
+    return kind in (_TokenType.UNUSED, _TokenType.USER_DEFINED) and token == f"[PAD{token_id}]"
+
+
+def _sentencepiece(
+    metadata: Mapping[str, Any], tokens: list[str], types: list[int]
+) -> dict[str, object]:
+    scores = metadata.get(_PREFIX + "scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise CorruptFileError(
+            f"{_PREFIX}scores must be a list with one entry for each of the {len(tokens)} tokens"
+        )
+    # Converters spell the spaces of user-defined tokens as spaces, the vocabulary as U+2581.
+    tokens = [
+        token.replace(" ", _SPACE) if kind == _TokenType.USER_DEFINED else token
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+    vocab = {token: i for i, token in enumerate(tokens) if not _is_filler(i, token, types[i])}
+    mergeable = (_TokenType.NORMAL, _TokenType.USER_DEFINED)
+    pieces = [
+        (token, score)
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind in mergeable
+    ]
+    unknown = _token_id(metadata, "unknown_token_id", len(tokens))
+    add_space = _get(metadata, _PREFIX + "add_space_prefix", bool, True)
+    return sentencepiece_bpe(
+        vocab,
+        derive_merges(pieces),
+        _added_tokens(tokens, types),
+        unk_token=None if unknown is None else tokens[unknown],
+        byte_fallback=_TokenType.BYTE in types,
+        prefix=SpacePrefix.ALWAYS if add_space else SpacePrefix.NEVER,
+    )
+
+
+def _token_id(metadata: Mapping[str, Any], key: str, num_tokens: int) -> int | None:
+    default = _SENTENCEPIECE_DEFAULTS.get(key) if _kind(metadata) == "llama" else None
+    token_id = _get(metadata, _PREFIX + key, int, default)
+    if token_id is not None and not 0 <= token_id < num_tokens:
+        raise CorruptFileError(
+            f"{_PREFIX}{key} is {token_id}, outside the vocabulary of {num_tokens} tokens"
+        )
+    return token_id
+
+
+def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
+    value = metadata.get(_PREFIX + name)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise CorruptFileError(f"{_PREFIX}{name} must be a list of strings")
+    return value
+
+
+def _get(metadata: Mapping[str, Any], key: str, kind: type[_Value], default: _Value | None) -> Any:
+    value = metadata.get(key)
+    if value is None:
+        return default
+    if type(value) is not kind:
+        raise CorruptFileError(f"{key} must be a {kind.__name__}, found {value!r:.80}")
+    return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
 from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
-_Value = TypeVar("_Value", str, int, bool)
+_Value = TypeVar("_Value")
 
 _PREFIX = "tokenizer.ggml."
 _CHAT_TEMPLATE = "tokenizer.chat_template"
@@ -153,7 +153,7 @@ def template_source(metadata: Mapping[str, Any]) -> TemplateSource:
     Raises:
         CorruptFileError: the field is not a string.
     """
-    template = _get(metadata, _CHAT_TEMPLATE, str, None)
+    template = _get(metadata, _CHAT_TEMPLATE, str)
     wrong = template is not None and "BITNETAssistant" in template
     if wrong and metadata.get("general.architecture") in _BITNET_2B:
         return TemplateSource(
@@ -177,7 +177,7 @@ def chat_template(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _kind(metadata: Mapping[str, Any]) -> str:
-    kind = _get(metadata, _PREFIX + "model", str, None)
+    kind = _get(metadata, _PREFIX + "model", str)
     if kind is None:
         raise CorruptFileError(f"{_PREFIX}model is missing: the file has no tokenizer")
     if kind not in ("gpt2", "llama"):
@@ -189,7 +189,7 @@ def _kind(metadata: Mapping[str, Any]) -> str:
 
 
 def _rule(metadata: Mapping[str, Any]) -> PreTokenizer:
-    name = _get(metadata, _PREFIX + "pre", str, None)
+    name = _get(metadata, _PREFIX + "pre", str)
     if name is not None:
         return pre_tokenizer(name)
     # Microsoft's 2B-4T file and the first files of Llama 3 lack the field; both are Llama 3's.
@@ -261,8 +261,9 @@ def _sentencepiece(
 
 
 def _token_id(metadata: Mapping[str, Any], key: str, num_tokens: int) -> int | None:
-    default = _SENTENCEPIECE_DEFAULTS.get(key) if _kind(metadata) == "llama" else None
-    token_id = _get(metadata, _PREFIX + key, int, default)
+    token_id = _get(metadata, _PREFIX + key, int)
+    if token_id is None and _kind(metadata) == "llama":
+        token_id = _SENTENCEPIECE_DEFAULTS.get(key)
     if token_id is not None and not 0 <= token_id < num_tokens:
         raise CorruptFileError(
             f"{_PREFIX}{key} is {token_id}, outside the vocabulary of {num_tokens} tokens"
@@ -277,10 +278,16 @@ def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
     return value
 
 
-def _get(metadata: Mapping[str, Any], key: str, kind: type[_Value], default: _Value | None) -> Any:
+@overload
+def _get(metadata: Mapping[str, Any], key: str, kind: type[_Value]) -> _Value | None: ...
+@overload
+def _get(metadata: Mapping[str, Any], key: str, kind: type[_Value], default: _Value) -> _Value: ...
+def _get(
+    metadata: Mapping[str, Any], key: str, kind: type[_Value], default: _Value | None = None
+) -> _Value | None:
     value = metadata.get(key)
     if value is None:
         return default
-    if type(value) is not kind:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise CorruptFileError(f"{key} must be a {kind.__name__}, found {value!r:.80}")
     return value

@@ -45,20 +45,24 @@ _MAX_INTEGER_BITS = 4096
 # What a value takes besides its text, about.
 _OBJECT_BYTES = 64
 
+# fmt: off
 # Methods of strings that make at most a few times what they are given.
-_STRING_METHODS = frozenset(
-    "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal "
-    "isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join lower lstrip "
-    "partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split "
-    "splitlines startswith strip swapcase title upper".split()  # noqa: SIM905
-)
+_STRING_METHODS = frozenset({
+    "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum",
+    "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
+    "isprintable", "isspace", "istitle", "isupper", "join", "lower", "lstrip", "partition",
+    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit",
+    "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
+})
 # Filters that do, of which `indent`, `join`, `replace` and `tojson` are bounded here.
-_FILTERS = frozenset(
-    "abs attr capitalize count d default dictsort e escape first float forceescape groupby indent "
-    "int items join last length list lower map max min reject rejectattr replace reverse safe "
-    "select selectattr sort string title tojson trim truncate unique upper urlencode wordcount "
-    "wordwrap".split()  # noqa: SIM905
-)
+_FILTERS = frozenset({
+    "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first",
+    "float", "forceescape", "groupby", "indent", "int", "items", "join", "last", "length",
+    "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse",
+    "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim", "truncate",
+    "unique", "upper", "urlencode", "wordcount", "wordwrap",
+})
+# fmt: on
 
 _WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[^a-zA-Z%]*(\d{4}|\*)")
 _WIDE_FORMAT = re.compile(r"\d{4}|\{")

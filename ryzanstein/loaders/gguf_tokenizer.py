@@ -7,18 +7,12 @@ what tokenizer.json, tokenizer_config.json, generation_config.json and chat_temp
 from __future__ import annotations
 
 import logging
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
 from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer
-from ryzanstein.loaders.tokenizer_json import (
-    SpacePrefix,
-    added_token,
-    byte_level_bpe,
-    derive_merges,
-    sentencepiece_bpe,
-)
+from ryzanstein.loaders.sentencepiece import Pieces, PieceType, is_filler, pieces_to_json
+from ryzanstein.loaders.tokenizer_json import SpacePrefix, added_token, byte_level_bpe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +31,6 @@ _Value = TypeVar("_Value")
 
 _PREFIX = "tokenizer.ggml."
 _CHAT_TEMPLATE = "tokenizer.chat_template"
-_SPACE = "\u2581"
 _BITNET_2B = ("bitnet-25", "bitnet-b1.58")
 
 # The ids a GGUF file names, and what tokenizer_config.json calls the tokens.
@@ -75,15 +68,6 @@ _BITNET_TEMPLATE = (
 )
 
 
-class _TokenType(IntEnum):
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
 class TemplateSource(NamedTuple):
     """A chat template, and why it is not the one in the file if it is not."""
 
@@ -101,7 +85,7 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, object]:
     kind = _kind(metadata)
     tokens, types = _tokens(metadata)
     if kind == "gpt2":
-        vocab = {token: i for i, token in enumerate(tokens) if not _is_filler(i, token, types[i])}
+        vocab = {token: i for i, token in enumerate(tokens) if not is_filler(i, token, types[i])}
         merges = _strings(metadata, "merges")
         return byte_level_bpe(vocab, merges, _rule(metadata), _added_tokens(tokens, types))
     return _sentencepiece(metadata, tokens, types)
@@ -142,7 +126,7 @@ def generation_config(metadata: Mapping[str, Any]) -> dict[str, object]:
     found |= {
         i
         for i, token in enumerate(tokens)
-        if token in _END_OF_TURN and types[i] in (_TokenType.CONTROL, _TokenType.USER_DEFINED)
+        if token in _END_OF_TURN and types[i] in (PieceType.CONTROL, PieceType.USER_DEFINED)
     }
     return {"eos_token_id": sorted(found)} if found else {}
 
@@ -205,7 +189,7 @@ def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     tokens = _strings(metadata, "tokens")
     types = metadata.get(_PREFIX + "token_type")
     if types is None:
-        types = [_TokenType.NORMAL] * len(tokens)
+        types = [PieceType.NORMAL] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
         raise CorruptFileError(
             f"{_PREFIX}token_type must be a list with one entry for each of the {len(tokens)} "
@@ -216,16 +200,11 @@ def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
 
 def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, object]]:
     return [
-        added_token(i, tokens[i], special=kind != _TokenType.USER_DEFINED)
+        added_token(i, tokens[i], special=kind != PieceType.USER_DEFINED)
         for i, kind in enumerate(types)
-        if kind in (_TokenType.CONTROL, _TokenType.UNKNOWN, _TokenType.USER_DEFINED)
-        and not _is_filler(i, tokens[i], kind)
+        if kind in (PieceType.CONTROL, PieceType.UNKNOWN, PieceType.USER_DEFINED)
+        and not is_filler(i, tokens[i], kind)
     ]
-
-
-def _is_filler(token_id: int, token: str, kind: int) -> bool:
-    """Return whether a converter made the token up for an id that the tokenizer does not have."""
-    return kind in (_TokenType.UNUSED, _TokenType.USER_DEFINED) and token == f"[PAD{token_id}]"
 
 
 def _sentencepiece(
@@ -236,27 +215,12 @@ def _sentencepiece(
         raise CorruptFileError(
             f"{_PREFIX}scores must be a list with one entry for each of the {len(tokens)} tokens"
         )
-    # Converters spell the spaces of user-defined tokens as spaces, the vocabulary as U+2581.
-    tokens = [
-        token.replace(" ", _SPACE) if kind == _TokenType.USER_DEFINED else token
-        for token, kind in zip(tokens, types, strict=True)
-    ]
-    vocab = {token: i for i, token in enumerate(tokens) if not _is_filler(i, token, types[i])}
-    mergeable = (_TokenType.NORMAL, _TokenType.USER_DEFINED)
-    pieces = [
-        (token, score)
-        for token, score, kind in zip(tokens, scores, types, strict=True)
-        if kind in mergeable
-    ]
-    unknown = _token_id(metadata, "unknown_token_id", len(tokens))
+    # A space before the text is the old way, and the only one that the field can mean.
     add_space = _get(metadata, _PREFIX + "add_space_prefix", bool, True)
-    return sentencepiece_bpe(
-        vocab,
-        derive_merges(pieces),
-        _added_tokens(tokens, types),
-        unk_token=None if unknown is None else tokens[unknown],
-        byte_fallback=_TokenType.BYTE in types,
+    return pieces_to_json(
+        Pieces(tokens, scores, types),
         prefix=SpacePrefix.ALWAYS if add_space else SpacePrefix.NEVER,
+        unk_id=_token_id(metadata, "unknown_token_id", len(tokens)),
     )
 
 

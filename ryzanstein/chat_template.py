@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,12 +11,15 @@ from ryzanstein.errors import CorruptFileError, ValidationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jinja2 import Environment, nodes
-    from jinja2.parser import Parser
-
     from ryzanstein.loaders.model_files import ModelFiles
 
 __all__ = ["ChatTemplate"]
+
+
+# Ten times the longest published template.
+_MAX_SOURCE_CHARACTERS = 1 << 20
+# A template can raise a text as long as any it can make.
+_MAX_MESSAGE_CHARACTERS = 500
 
 
 class _TemplateRaisedError(Exception):
@@ -32,45 +34,15 @@ def _strftime_now(layout: str) -> str:
     return datetime.now().strftime(layout)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    # jinja2's own filter escapes HTML, which would show in the prompt.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _environment() -> Environment:
-    # Imported here because it costs 40 ms that a model without a template need not pay.
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """Accepts `{% generation %}`, which marks assistant text for training, as if absent."""
-
-        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", Generation],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
 class ChatTemplate:
-    """A model's chat template, rendered in a sandbox.
+    """A model's chat template, rendered in a sandbox with bounded time and memory.
 
     Args:
         source: jinja2 text.
         special_tokens: names the template may use ("bos_token", ...) and their text.
 
     Raises:
-        CorruptFileError: the template is not valid jinja2.
+        CorruptFileError: the template is not valid jinja2, or absurdly long or deep.
 
     Example:
         >>> template = ChatTemplate("{% for m in messages %}{{ m.content }};{% endfor %}")
@@ -79,14 +51,27 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        # Imported here because it costs 40 ms that a model without a template need not pay.
         from jinja2 import TemplateSyntaxError
 
+        from ryzanstein.template_sandbox import TemplateEnvironment
+
+        if len(source) > _MAX_SOURCE_CHARACTERS:
+            raise CorruptFileError(
+                f"the chat template has {len(source)} characters; at most "
+                f"{_MAX_SOURCE_CHARACTERS} are read"
+            )
+        self._environment = TemplateEnvironment()
+        self._environment.globals["raise_exception"] = _raise_exception
+        self._environment.globals["strftime_now"] = _strftime_now
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._environment.from_string(source)
         except TemplateSyntaxError as error:
             raise CorruptFileError(
                 f"the chat template does not parse, line {error.lineno}: {error.message}"
             ) from error
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise CorruptFileError(f"the chat template does not compile: {error}") from error
         self._special_tokens = dict(special_tokens or {})
 
     @classmethod
@@ -111,26 +96,32 @@ class ChatTemplate:
             add_generation_prompt: end with the beginning of the assistant's next message.
 
         Raises:
-            ValidationError: a malformed message, or one that the template does not accept.
+            ValidationError: a malformed message, one that the template does not accept, or a
+                template that takes more time or memory than a chat template needs.
         """
-        from jinja2 import TemplateError
+        from ryzanstein.template_sandbox import TemplateLimitError
 
         _check_messages(messages)
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._special_tokens,
-            )
+            with self._environment.limits():
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=add_generation_prompt,
+                    tools=None,
+                    documents=None,
+                    **self._special_tokens,
+                )
         except _TemplateRaisedError as error:
             raise ValidationError(
-                f"the model's chat template rejects the messages: {error}"
+                f"the model's chat template rejects the messages: "
+                f"{error!s:.{_MAX_MESSAGE_CHARACTERS}}"
             ) from error
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except TemplateLimitError as error:
+            raise ValidationError(f"the model's chat template was stopped: {error}") from error
+        except Exception as error:  # a template can raise whatever an expression can
             raise ValidationError(
-                f"the model's chat template failed on the messages: {error}"
+                f"the model's chat template failed on the messages: "
+                f"{error!s:.{_MAX_MESSAGE_CHARACTERS}}"
             ) from error
 
 

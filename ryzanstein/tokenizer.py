@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
 
@@ -34,7 +35,10 @@ class Tokenizer:
         backend: the tokenizer proper.
         special_tokens: role ("bos_token", "eos_token", ...) to text.
         eos_token_ids: tokens that end a generation.
-        add_bos: whether an encoded text begins with the bos token; None leaves it to the backend.
+        add_bos: whether an encoded text begins with the bos token.
+        add_eos: whether it ends with the eos token.
+
+    What the backend does of itself about either holds where both are None, as in transformers.
 
     Example:
         >>> tokenizer = Tokenizer.from_files(files)
@@ -49,9 +53,12 @@ class Tokenizer:
         special_tokens: dict[str, str] | None = None,
         eos_token_ids: Iterable[int] = (),
         add_bos: bool | None = None,
+        add_eos: bool | None = None,
     ) -> None:
         self._backend = backend
         self.special_tokens = dict(special_tokens or {})
+        if add_bos is not None or add_eos is not None:
+            backend.post_processor = self._framing(bool(add_bos), bool(add_eos))
         self.eos_token_ids = tuple(sorted(set(eos_token_ids)))
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self._special_ids = frozenset(
@@ -59,7 +66,7 @@ class Tokenizer:
             for token_id, token in backend.get_added_tokens_decoder().items()
             if token.special
         )
-        self._add_bos = add_bos
+        self._byte_ids = _find_byte_tokens(backend)
         self.bos_token_id = self._find("bos_token")
 
     @classmethod
@@ -94,16 +101,18 @@ class Tokenizer:
         if "eos_token" in specials:
             token_id = backend.token_to_id(specials["eos_token"])
             eos += [] if token_id is None else [token_id]
-        add_bos = settings.get("add_bos_token")
         return cls(
             backend,
             special_tokens=specials,
             eos_token_ids=eos,
-            add_bos=add_bos if isinstance(add_bos, bool) else None,
+            add_bos=_flag(settings, "add_bos_token"),
+            add_eos=_flag(settings, "add_eos_token"),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return token ids; the model's bos token comes first if the model wants one.
+        """Return token ids, between the model's bos and eos tokens where the model wants them.
+
+        Special tokens in the text become their ids, with or without `add_special_tokens`.
 
         Raises:
             ValidationError: text is not a string, or holds lone surrogates.
@@ -115,15 +124,13 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise ValidationError(f"the text is not valid Unicode: {error}") from error
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        if add_special_tokens and self._add_bos is not None and self.bos_token_id is not None:
-            if ids[:1] == [self.bos_token_id]:
-                ids = ids[1:]
-            if self._add_bos:
-                ids = [self.bos_token_id, *ids]
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of token ids; bytes that are not UTF-8 become U+FFFD.
+
+        Of byte-fallback tokens, every byte of a run does if the run is not UTF-8.
+        """
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
@@ -131,12 +138,39 @@ class Tokenizer:
         """Return whether the token is left out of decoded text."""
         return token_id in self._special_ids
 
+    def is_byte(self, token_id: int) -> bool:
+        """Return whether the token is one byte, whose text depends on the bytes beside it."""
+        return token_id in self._byte_ids
+
+    def _framing(self, add_bos: bool, add_eos: bool) -> TemplateProcessing:
+        bos, eos = (
+            [(self.special_tokens[role], token_id)]
+            if wanted and (token_id := self._find(role)) is not None
+            else []
+            for role, wanted in (("bos_token", add_bos), ("eos_token", add_eos))
+        )
+        template = [*(token for token, _ in bos), "$A", *(token for token, _ in eos)]
+        return TemplateProcessing(single=template, special_tokens=[*bos, *eos])
+
     def _find(self, role: str) -> int | None:
         token = self.special_tokens.get(role)
         if token is None:
             return None
         found: int | None = self._backend.token_to_id(token)
         return found
+
+
+def _find_byte_tokens(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """Return the tokens `<0x00>` to `<0xFF>` if the decoder takes them for bytes."""
+    found = [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+    ids = [token_id for token_id in found if token_id is not None]
+    decoded = {backend.decode([token_id]) for token_id in ids[-1:]}
+    return frozenset(ids if decoded == {_REPLACEMENT} else ())
+
+
+def _flag(settings: dict[str, object], name: str) -> bool | None:
+    value = settings.get(name)
+    return value if isinstance(value, bool) else None
 
 
 def _configured_eos(files: ModelFiles) -> list[int]:
@@ -159,8 +193,9 @@ class Detokenizer:
     """Turns a stream of tokens into a stream of text.
 
     A piece never ends in half a character: the trailing U+FFFD of unfinished bytes is held back
-    until it becomes a character or the stream ends. The pieces and `flush()` concatenate to what
-    decoding the whole stream at once gives.
+    until it becomes a character or the stream ends, and byte-fallback tokens until their run ends,
+    because one byte that is not UTF-8 makes the whole run U+FFFD. The pieces and `flush()`
+    concatenate to what decoding the whole stream at once gives.
 
     Only a short window is decoded per token, from the last place where the text ended cleanly.
 
@@ -171,7 +206,11 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        tail = [int(i) for i in prompt_ids[-_PROMPT_TAIL_TOKENS:]]
+        start = max(len(prompt_ids) - _PROMPT_TAIL_TOKENS, 0)
+        # A run of bytes cut in two could decode to something else.
+        while start > 0 and tokenizer.is_byte(int(prompt_ids[start])):
+            start -= 1
+        tail = [int(i) for i in prompt_ids[start:]]
         self._window = [i for i in tail if not tokenizer.is_special(i)]
         self._clean = len(self._window)
         self._emitted = len(tokenizer.decode(self._window))
@@ -182,9 +221,9 @@ class Detokenizer:
         if self._tokenizer.is_special(token_id):
             return ""
         self._window.append(token_id)
+        if self._tokenizer.is_byte(token_id):
+            return ""
         text = self._tokenizer.decode(self._window)
-        # The whole run: byte-fallback decoders turn a run of bytes into one U+FFFD each until the
-        # last character in it is complete.
         piece = text[self._emitted : len(text.rstrip(_REPLACEMENT))]
         self._emitted += len(piece)
         if piece and self._emitted == len(text):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -131,3 +132,110 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "chat_template.jinja").symlink_to("/proc/self/mem")
     with pytest.raises(ModelLoadError, match=r"chat_template\.jinja cannot be read: "):
         ChatTemplate.from_files(open_files(tmp_path))
+
+
+LOOP = "{% for i in range(100000) %}"
+DOUBLING = (
+    "{% set ns = namespace(v=['x']) %}{% for i in range(64) %}{% set ns.v = XX %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LOOP * 3 + "{% endfor %}" * 3,
+        LOOP + "{{ 'x' * 1000000 }}{% endfor %}",
+        LOOP
+        + "{% set x %}"
+        + "{{ messages[0].content * 100000 }}" * 9
+        + "{% endset %}{% endfor %}",
+        LOOP + "{{ range(100000) | list | length }}{% endfor %}",
+        LOOP + "{{ range(100000) | map('string') | map('upper') | list }}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
+        "{% for i in range(9) recursive %}{% if loop.depth < 90 %}{{ loop(range(9)) }}{% endif %}"
+        "{% endfor %}",
+        "{{ 'x' * 10**9 }}",
+        "{{ 10**9 * 'x' }}",
+        "{{ [0] * 10**9 }}",
+        "{{ 9 ** 99999 }}",
+        "{% set ns = namespace(n=9) %}" + LOOP + "{% set ns.n = ns.n * ns.n %}{% endfor %}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%(a)*d' % (1000000000, 1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 1000000000) }}",
+        "{{ ('x' * 100000).replace('x', 'x' * 100000) }}",
+        "{{ ('x' * 100000) | replace('x', 'x' * 100000) }}",
+        "{{ ('x' * 100000).join('x' * 100000) }}",
+        "{{ range(100000) | join('x' * 100000) }}",
+        "{{ ('\\n' * 100000) | indent(100000) }}",
+        "{{ [[1]] | tojson(indent=1000000000) }}",
+        DOUBLING.replace("XX", "ns.v + ns.v"),
+        DOUBLING.replace("XX", "ns.v ~ ns.v"),
+        DOUBLING.replace("XX", "[ns.v, ns.v]"),
+        DOUBLING.replace("XX", "(ns.v, ns.v)"),
+        DOUBLING.replace("XX", "{1: ns.v, 2: ns.v}"),
+        DOUBLING.replace("XX", "dict(a=ns.v, b=ns.v)"),
+        "{% set x = 'x' * 10000000 %}{{ x" + " ~ x" * 1000 + " }}",
+    ],
+)
+def test_what_would_not_end_or_not_fit_is_stopped(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ryzanstein.template_sandbox._MAX_CPU_SECONDS", 0.1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValidationError, match="chat template was stopped: it "):
+            ChatTemplate(source).render([USER])
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ range(10**9) }}",
+        "{{ 'x'.ljust(10**9) }}",
+        "{{ 'x'.zfill(10**9) }}",
+        "{{ '\\t'.expandtabs(10**9) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ cycler.__init__.__globals__.os }}",
+        "{{ messages | attr('__class__') }}{{ (messages | attr('__class__')).mro() }}",
+        "{{ lipsum(n=10**9) }}",
+    ],
+)
+def test_what_the_sandbox_refuses(source: str) -> None:
+    with pytest.raises(ValidationError, match="chat template failed on the messages: "):
+        ChatTemplate(source).render([USER])
+
+
+@pytest.mark.parametrize("name", ["center", "batch(9)", "slice(9)", "sum", "round", "striptags"])
+def test_filters_that_no_chat_template_needs_do_not_exist(name: str) -> None:
+    with pytest.raises(CorruptFileError, match="does not parse, line 1: No filter named"):
+        ChatTemplate("{{ 'x' | " + name + " }}")
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("x" * (1 << 20) + "y", "has 1048577 characters"),
+        ("{{ " + "(" * 100000 + " }}", "does not compile: "),
+        ("{% if 1 %}" * 100000, "does not compile: "),
+        ("{{ " + "9" * 5000 + " }}", "does not compile: "),
+        (LOOP * 30 + "{% endfor %}" * 30, "does not compile: "),
+    ],
+)
+def test_templates_that_cannot_be_read(source: str, wanted: str) -> None:
+    with pytest.raises(CorruptFileError, match=wanted):
+        ChatTemplate(source)
+
+
+def test_an_endless_message_of_a_template_is_cut() -> None:
+    with pytest.raises(ValidationError) as raised:
+        ChatTemplate("{{ raise_exception('x' * 1000000) }}").render([USER])
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_long_conversation_renders() -> None:
+    messages = [{"role": "user", "content": "a word " * 1000}] * 1000
+    assert len(ChatTemplate(LLAMA_LIKE).render(messages)) > 7_000_000

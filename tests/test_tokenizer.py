@@ -72,6 +72,27 @@ def test_byte_fallback_streams_as_it_decodes(words: list[str]) -> None:
     assert "".join(stream(FALLBACK, ids)) == FALLBACK.decode(ids)
 
 
+@settings(max_examples=300)
+@given(
+    st.lists(st.integers(0, 259) | st.sampled_from([4 + b for b in TRICKY]), max_size=20),
+    st.lists(st.integers(1, 259) | st.sampled_from([4 + b for b in TRICKY]), max_size=20),
+)
+def test_any_bytes_of_byte_fallback_stream_as_they_decode(
+    prompt: list[int], ids: list[int]
+) -> None:
+    assert "".join(stream(FALLBACK, ids)) == FALLBACK.decode(ids)
+    # The last token of the prompt is whole, so its text cannot change with what follows.
+    whole = FALLBACK.decode([*prompt, 3, *ids])
+    assert (
+        "".join(stream(FALLBACK, ids, [*prompt, 3])) == whole[len(FALLBACK.decode([*prompt, 3])) :]
+    )
+
+
+def test_bytes_after_a_prompt_of_bytes() -> None:
+    face = [4 + b for b in "😀".encode()]
+    assert "".join(stream(FALLBACK, [*face, 3], face * 3)) == "😀c"
+
+
 def test_a_character_appears_when_its_last_byte_does() -> None:
     ids = list("é€😀".encode())
     assert stream(BYTES, ids) == ["", "é", "", "", "€", "", "", "", "😀", ""]

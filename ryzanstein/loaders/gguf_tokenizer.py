@@ -7,18 +7,12 @@ what tokenizer.json, tokenizer_config.json, generation_config.json and chat_temp
 from __future__ import annotations
 
 import logging
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
 from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer
-from ryzanstein.loaders.tokenizer_json import (
-    SpacePrefix,
-    added_token,
-    byte_level_bpe,
-    derive_merges,
-    sentencepiece_bpe,
-)
+from ryzanstein.loaders.sentencepiece import Pieces, PieceType, is_filler, pieces_to_json
+from ryzanstein.loaders.tokenizer_json import SpacePrefix, added_token, byte_level_bpe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,11 +27,10 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
-_Value = TypeVar("_Value", str, int, bool)
+_Value = TypeVar("_Value")
 
 _PREFIX = "tokenizer.ggml."
 _CHAT_TEMPLATE = "tokenizer.chat_template"
-_SPACE = "\u2581"
 _BITNET_2B = ("bitnet-25", "bitnet-b1.58")
 
 # The ids a GGUF file names, and what tokenizer_config.json calls the tokens.
@@ -75,15 +68,6 @@ _BITNET_TEMPLATE = (
 )
 
 
-class _TokenType(IntEnum):
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
 class TemplateSource(NamedTuple):
     """A chat template, and why it is not the one in the file if it is not."""
 
@@ -101,7 +85,7 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, object]:
     kind = _kind(metadata)
     tokens, types = _tokens(metadata)
     if kind == "gpt2":
-        vocab = {token: i for i, token in enumerate(tokens) if not _is_filler(i, token, types[i])}
+        vocab = {token: i for i, token in enumerate(tokens) if not is_filler(i, token, types[i])}
         merges = _strings(metadata, "merges")
         return byte_level_bpe(vocab, merges, _rule(metadata), _added_tokens(tokens, types))
     return _sentencepiece(metadata, tokens, types)
@@ -142,7 +126,7 @@ def generation_config(metadata: Mapping[str, Any]) -> dict[str, object]:
     found |= {
         i
         for i, token in enumerate(tokens)
-        if token in _END_OF_TURN and types[i] in (_TokenType.CONTROL, _TokenType.USER_DEFINED)
+        if token in _END_OF_TURN and types[i] in (PieceType.CONTROL, PieceType.USER_DEFINED)
     }
     return {"eos_token_id": sorted(found)} if found else {}
 
@@ -153,7 +137,7 @@ def template_source(metadata: Mapping[str, Any]) -> TemplateSource:
     Raises:
         CorruptFileError: the field is not a string.
     """
-    template = _get(metadata, _CHAT_TEMPLATE, str, None)
+    template = _get(metadata, _CHAT_TEMPLATE, str)
     wrong = template is not None and "BITNETAssistant" in template
     if wrong and metadata.get("general.architecture") in _BITNET_2B:
         return TemplateSource(
@@ -177,7 +161,7 @@ def chat_template(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _kind(metadata: Mapping[str, Any]) -> str:
-    kind = _get(metadata, _PREFIX + "model", str, None)
+    kind = _get(metadata, _PREFIX + "model", str)
     if kind is None:
         raise CorruptFileError(f"{_PREFIX}model is missing: the file has no tokenizer")
     if kind not in ("gpt2", "llama"):
@@ -189,7 +173,7 @@ def _kind(metadata: Mapping[str, Any]) -> str:
 
 
 def _rule(metadata: Mapping[str, Any]) -> PreTokenizer:
-    name = _get(metadata, _PREFIX + "pre", str, None)
+    name = _get(metadata, _PREFIX + "pre", str)
     if name is not None:
         return pre_tokenizer(name)
     # Microsoft's 2B-4T file and the first files of Llama 3 lack the field; both are Llama 3's.
@@ -205,7 +189,7 @@ def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     tokens = _strings(metadata, "tokens")
     types = metadata.get(_PREFIX + "token_type")
     if types is None:
-        types = [_TokenType.NORMAL] * len(tokens)
+        types = [PieceType.NORMAL] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
         raise CorruptFileError(
             f"{_PREFIX}token_type must be a list with one entry for each of the {len(tokens)} "
@@ -216,16 +200,11 @@ def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
 
 def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, object]]:
     return [
-        added_token(i, tokens[i], special=kind != _TokenType.USER_DEFINED)
+        added_token(i, tokens[i], special=kind != PieceType.USER_DEFINED)
         for i, kind in enumerate(types)
-        if kind in (_TokenType.CONTROL, _TokenType.UNKNOWN, _TokenType.USER_DEFINED)
-        and not _is_filler(i, tokens[i], kind)
+        if kind in (PieceType.CONTROL, PieceType.UNKNOWN, PieceType.USER_DEFINED)
+        and not is_filler(i, tokens[i], kind)
     ]
-
-
-def _is_filler(token_id: int, token: str, kind: int) -> bool:
-    """Return whether a converter made the token up for an id that the tokenizer does not have."""
-    return kind in (_TokenType.UNUSED, _TokenType.USER_DEFINED) and token == f"[PAD{token_id}]"
 
 
 def _sentencepiece(
@@ -236,33 +215,19 @@ def _sentencepiece(
         raise CorruptFileError(
             f"{_PREFIX}scores must be a list with one entry for each of the {len(tokens)} tokens"
         )
-    # Converters spell the spaces of user-defined tokens as spaces, the vocabulary as U+2581.
-    tokens = [
-        token.replace(" ", _SPACE) if kind == _TokenType.USER_DEFINED else token
-        for token, kind in zip(tokens, types, strict=True)
-    ]
-    vocab = {token: i for i, token in enumerate(tokens) if not _is_filler(i, token, types[i])}
-    mergeable = (_TokenType.NORMAL, _TokenType.USER_DEFINED)
-    pieces = [
-        (token, score)
-        for token, score, kind in zip(tokens, scores, types, strict=True)
-        if kind in mergeable
-    ]
-    unknown = _token_id(metadata, "unknown_token_id", len(tokens))
+    # A space before the text is the old way, and the only one that the field can mean.
     add_space = _get(metadata, _PREFIX + "add_space_prefix", bool, True)
-    return sentencepiece_bpe(
-        vocab,
-        derive_merges(pieces),
-        _added_tokens(tokens, types),
-        unk_token=None if unknown is None else tokens[unknown],
-        byte_fallback=_TokenType.BYTE in types,
+    return pieces_to_json(
+        Pieces(tokens, scores, types),
         prefix=SpacePrefix.ALWAYS if add_space else SpacePrefix.NEVER,
+        unk_id=_token_id(metadata, "unknown_token_id", len(tokens)),
     )
 
 
 def _token_id(metadata: Mapping[str, Any], key: str, num_tokens: int) -> int | None:
-    default = _SENTENCEPIECE_DEFAULTS.get(key) if _kind(metadata) == "llama" else None
-    token_id = _get(metadata, _PREFIX + key, int, default)
+    token_id = _get(metadata, _PREFIX + key, int)
+    if token_id is None and _kind(metadata) == "llama":
+        token_id = _SENTENCEPIECE_DEFAULTS.get(key)
     if token_id is not None and not 0 <= token_id < num_tokens:
         raise CorruptFileError(
             f"{_PREFIX}{key} is {token_id}, outside the vocabulary of {num_tokens} tokens"
@@ -277,10 +242,16 @@ def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
     return value
 
 
-def _get(metadata: Mapping[str, Any], key: str, kind: type[_Value], default: _Value | None) -> Any:
+@overload
+def _get(metadata: Mapping[str, Any], key: str, kind: type[_Value]) -> _Value | None: ...
+@overload
+def _get(metadata: Mapping[str, Any], key: str, kind: type[_Value], default: _Value) -> _Value: ...
+def _get(
+    metadata: Mapping[str, Any], key: str, kind: type[_Value], default: _Value | None = None
+) -> _Value | None:
     value = metadata.get(key)
     if value is None:
         return default
-    if type(value) is not kind:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise CorruptFileError(f"{key} must be a {kind.__name__}, found {value!r:.80}")
     return value

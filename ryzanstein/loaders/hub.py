@@ -12,7 +12,7 @@ __all__ = ["EMBEDDED_MODEL", "resolve_model"]
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "assets" / "default"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 
 
 def resolve_model(model: str | os.PathLike[str] | None) -> Path:

@@ -8,6 +8,7 @@ name and never learns where it came from.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError
@@ -15,6 +16,7 @@ from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
 from ryzanstein.loaders.gguf import GGUF_MAGIC
 from ryzanstein.loaders.gguf_files import GgufFiles
 from ryzanstein.loaders.json_file import read_json_object
+from ryzanstein.loaders.slow_tokenizer import made_tokenizer_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +111,10 @@ class ModelFiles(Protocol):
 
 
 class DirectoryFiles:
-    """A directory in the Hugging Face layout."""
+    """A directory in the Hugging Face layout.
+
+    A tokenizer.json that it lacks is made from the files tokenizers had before, if those are there.
+    """
 
     def __init__(self, path: Path) -> None:
         """Take a directory.
@@ -134,7 +139,8 @@ class DirectoryFiles:
         """Return a file's text, None where there is no such file."""
         path = self.path / name
         if not path.is_file():
-            return None
+            made = made_tokenizer_json(self.path) if name == "tokenizer.json" else None
+            return None if made is None else json.dumps(made)
         try:
             return path.read_text("utf-8")
         except OSError as error:

@@ -30,7 +30,6 @@ _CASED = (
 )
 _PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 _TEKKEN = rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_PATHS}|{_SPACES}"
-_GPT4O = "|".join([*(f"{word}{_CONTRACTIONS}?" for word in _CASED), r"\p{N}{1,3}", _PATHS, _SPACES])
 
 _THREE_DIGITS = "[0-9][0-9][0-9]"
 _HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
@@ -84,12 +83,8 @@ class PreTokenizer:
 
 
 _LLAMA3_RULE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
-_TEKKEN_RULE = PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True)
-_GPT2_RULE = PreTokenizer((_GPT2,))
 _QWEN2_RULE = PreTokenizer((_QWEN2,), normalizer="NFC")
 _DIGITS_RULE = PreTokenizer((r"\p{N}", _GPT2))
-_DEEPSEEK_V3_RULE = PreTokenizer(_DEEPSEEK_V3)
-_CL100K_RULE = PreTokenizer((_LLAMA3,))
 
 _RULES = {
     # What llama.cpp falls back to; converters write it where they know no better.
@@ -99,30 +94,22 @@ _RULES = {
     "llama-v3": _LLAMA3_RULE,
     "falcon3": _LLAMA3_RULE,
     "falcon_e": _LLAMA3_RULE,
-    "falcon-h1": _LLAMA3_RULE,
     "pixtral": _LLAMA3_RULE,
-    "dbrx": _CL100K_RULE,
-    "smaug-bpe": _CL100K_RULE,
     "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2, _THREE_DIGITS)),
-    "gpt-2": _GPT2_RULE,
-    "phi-2": _GPT2_RULE,
+    "gpt-2": PreTokenizer((_GPT2,)),
     "mpt": PreTokenizer((_GPT2,), normalizer="NFC"),
     "olmo": PreTokenizer((_GPT2,), normalizer="NFC"),
     "qwen2": _QWEN2_RULE,
     "deepseek-r1-qwen": _QWEN2_RULE,
     "megrez": _QWEN2_RULE,
-    "stablelm2": PreTokenizer((_QWEN2,)),
     "smollm": _DIGITS_RULE,
     "starcoder": _DIGITS_RULE,
     "refact": _DIGITS_RULE,
     "command-r": PreTokenizer((r"\p{N}", _GPT2), normalizer="NFC"),
     "deepseek-llm": PreTokenizer(_DEEPSEEK_LLM),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}")),
-    "deepseek-v3": _DEEPSEEK_V3_RULE,
-    "hunyuan-dense": _DEEPSEEK_V3_RULE,
-    "tekken": _TEKKEN_RULE,
-    "gpt-4o": PreTokenizer((_GPT4O,)),
-    "llama4": PreTokenizer((_GPT4O,)),
+    "deepseek-v3": PreTokenizer(_DEEPSEEK_V3),
+    "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
 }
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ryzanstein.loaders.pre_tokenizers import PreTokenizer
 
-__all__ = ["SpacePrefix", "added_token", "byte_level_bpe", "derive_merges", "sentencepiece_bpe"]
+__all__ = ["SpacePrefix", "added_token", "byte_level_bpe", "sentencepiece_bpe"]
 
 _SPACE = "\u2581"  # what stands for a space in a SentencePiece vocabulary
 
@@ -134,24 +134,6 @@ def sentencepiece_bpe(
             vocab, merges, unk_token=unk_token, fuse_unk=True, byte_fallback=byte_fallback
         ),
     }
-
-
-def derive_merges(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Return the merges of a SentencePiece BPE vocabulary, which stores scores instead.
-
-    A piece is made of any two pieces that it is the concatenation of; the better score goes first.
-
-    Args:
-        pieces: text and score of each piece that merging may make or use.
-    """
-    known = {text for text, _ in pieces}
-    merges = []
-    for text, _ in sorted(pieces, key=lambda piece: -piece[1]):
-        for cut in range(1, len(text)):
-            left = text[:cut]
-            if left in known and text[cut:] in known:
-                merges.append((left, text[cut:]))
-    return merges
 
 
 def _bpe(

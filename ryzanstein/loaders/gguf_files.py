@@ -6,11 +6,11 @@ import json
 import math
 import re
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
+from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
 from ryzanstein.loaders import gguf_tokenizer
 from ryzanstein.loaders.gguf import GgufFile
 from ryzanstein.loaders.gguf_config import architecture_of, is_tied, model_config
@@ -18,7 +18,7 @@ from ryzanstein.loaders.gguf_types import TERNARY_TYPES, row_scales
 from ryzanstein.loaders.safetensors import TensorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ryzanstein.loaders.gguf_config import GgufArchitecture
 
 __all__ = ["GgufFiles", "GgufWeights"]
+
+T = TypeVar("T")
 
 _CHUNK_WEIGHTS = 1 << 20  # decoded at a time
 _PERMUTED = re.compile(r"\.([qk])_proj\.(?:weight|bias)$")
@@ -65,14 +67,21 @@ class GgufFiles:
         if name == "config.json":
             return model_config(self._file, self._architecture, tied=self._tied)
         make = _JSON_FILES.get(name)
-        return None if make is None else make(self._file.metadata)
+        return None if make is None else self._made(make)
 
     def read_text(self, name: str) -> str | None:
         """Return a file's text, None where the model would have none of the name."""
         if name == "chat_template.jinja":
-            return gguf_tokenizer.chat_template(self._file.metadata)
+            return self._made(gguf_tokenizer.chat_template)
         values = self.read_json(name)
         return None if values is None else json.dumps(values)
+
+    def _made(self, make: Callable[[Mapping[str, Any]], T]) -> T:
+        """Return what is made of the metadata; its errors do not know the file."""
+        try:
+            return make(self._file.metadata)
+        except ModelLoadError as error:
+            raise type(error)(f"{self.path}: {error}") from error
 
     def open_weights(self) -> GgufWeights:
         """Return the tensors by the names that transformers has for them."""

@@ -198,3 +198,9 @@ def test_identity_changes_with_the_file(tmp_path: Path) -> None:
     assert open_files(path).open_weights().identity() == first
     write(tmp_path, TernaryModel(BITNET).gguf("TQ1_0", "bitnet"))
     assert open_files(path).open_weights().identity() != first
+
+
+def test_errors_of_the_tokenizer_name_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, TernaryModel(BITNET).gguf("TQ2_0", "bitnet"))
+    with pytest.raises(ModelLoadError, match=rf"^{path}: tokenizer\.ggml\."):
+        open_files(path).read_text("tokenizer.json")

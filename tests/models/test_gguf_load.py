@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from gguf_models import BITNET, LLAMA, TernaryModel
 from golden.engine import Sequence
+from support import byte_level
 
+from ryzanstein import LLM, SamplingParams
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import load_model, read_config
 
@@ -69,3 +73,29 @@ def test_the_configuration_is_that_of_the_packed_checkpoint(
     path.write_bytes(model.gguf("TQ2_0", architecture).serialize())
     directory = model.write_huggingface(tmp_path / "packed", masters=False)
     assert read_config(open_files(path)) == read_config(open_files(directory))
+
+
+def test_one_file_is_a_whole_model(tmp_path: Path) -> None:
+    """The tokenizer comes from the file too: text in, text out."""
+    model = TernaryModel(BITNET | {"vocab_size": 258})
+    tokenizer = byte_level()
+    directory = model.write_huggingface(tmp_path / "packed", masters=False)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    content = model.gguf("I2_S", "bitnet-b1.58")
+    vocabulary = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": [*(tokenizer.id_to_token(n) for n in range(257)), "ab"],
+        "tokenizer.ggml.token_type": [1] * 256 + [3, 1],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 256,
+    }
+    content = dataclasses.replace(content, metadata={**content.metadata, **vocabulary})
+    (tmp_path / "model.gguf").write_bytes(content.serialize())
+    params = SamplingParams(max_tokens=12, temperature=0)
+    with LLM(tmp_path / "model.gguf") as llm, LLM(directory) as packed:
+        found = llm.generate("Grüße 😀", params)
+        prompt = llm.tokenizer.encode("Grüße 😀")
+        expected = packed.generate(prompt, params)
+        assert (found.text, found.token_ids) == (expected.text, expected.token_ids)

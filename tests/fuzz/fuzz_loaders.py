@@ -15,7 +15,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import atheris
 
@@ -26,12 +26,16 @@ with atheris.instrument_imports(include=["ryzanstein"]):
     import ryzanstein.models  # noqa: F401
 
 import numpy as np
+from gguf_bytes import GgufBytes
 from gguf_models import BITNET, LLAMA, TernaryModel
 from golden.engine import Sequence
 
+from ryzanstein.chat_template import ChatTemplate
 from ryzanstein.errors import RyzansteinError
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import inspect_tensors, load_model
+from ryzanstein.sampling.presets import read_defaults
+from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +50,24 @@ _TINY = {
     "max_position_embeddings": 64,
 }
 _BITNET, _LLAMA = TernaryModel(BITNET | _TINY), TernaryModel(LLAMA | _TINY)
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+_TOKENS = ["<unk>", "<s>", "</s>", *"abcdefghij", "ab", "abc", "\u2581a"]
+_BYTE_LEVEL = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "llama-bpe",
+    "tokenizer.ggml.tokens": _TOKENS,
+    "tokenizer.ggml.token_type": [2, 3, 3] + [1] * 13,
+    "tokenizer.ggml.merges": ["a b", "ab c"],
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.chat_template": "{{ messages[0]['content'] }}",
+}
+_SENTENCE_PIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": _TOKENS,
+    "tokenizer.ggml.scores": [0.0] * 13 + [-1.0, -2.0, -3.0],
+    "tokenizer.ggml.token_type": [2, 3, 3] + [1] * 13,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+}
 
 
 def load(path: Path) -> None:
@@ -54,9 +75,10 @@ def load(path: Path) -> None:
     with suppress(RyzansteinError):
         files = open_files(path)
         inspect_tensors(files)
-        for name in _TOKENIZER_FILES:
-            with suppress(RyzansteinError):
-                files.read_json(name)
+        with suppress(RyzansteinError):
+            tokenizer = Tokenizer.from_files(files)
+            ChatTemplate.from_files(files, tokenizer.special_tokens)
+            read_defaults(files)
         model = load_model(files, threads=1, isa=None)
         Sequence(model, 2).extend(np.array([0, 1]) % model.config.vocab_size)
 
@@ -70,9 +92,15 @@ def gguf(directory: Path) -> tuple[Callable[[bytes], None], list[bytes]]:
         path.write_bytes(data)
         load(path)
 
-    seeds = [_BITNET.gguf(kind, "bitnet-b1.58") for kind in ("I2_S", "IQ1_BN", "Q2_0")]
-    seeds += [_LLAMA.gguf(kind, "llama") for kind in ("I2_S", "IQ2_BN")]
+    bitnets = [_BITNET.gguf(kind, "bitnet-b1.58") for kind in ("I2_S", "IQ1_BN")]
+    llamas = [_LLAMA.gguf(kind, "llama") for kind in ("I2_S", "IQ2_BN")]
+    seeds = [with_tokenizer(seed, _BYTE_LEVEL) for seed in bitnets]
+    seeds += [with_tokenizer(seed, _SENTENCE_PIECE) for seed in llamas]
     return target, [seed.serialize() for seed in seeds]
+
+
+def with_tokenizer(content: GgufBytes, tokenizer: dict[str, Any]) -> GgufBytes:
+    return GgufBytes({**content.metadata, **tokenizer}, content.tensors)
 
 
 def safetensors(directory: Path) -> tuple[Callable[[bytes], None], list[bytes]]:

@@ -76,7 +76,7 @@ class TernaryModel:
         if not config["tie_word_embeddings"]:
             self.dense["lm_head"] = rng.standard_normal(vocabulary) / 8
         self.dense["model.norm"] = rng.uniform(0.5, 1.5, (hidden,))
-        self.linears: dict[str, tuple[NDArray[np.int8], float]] = {}
+        self.linears: dict[str, tuple[NDArray[Any], float]] = {}
         for index in range(config["num_hidden_layers"]):
             layer = f"model.layers.{index}."
             norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
@@ -90,14 +90,14 @@ class TernaryModel:
                 rng.shuffle(codes)
                 self.linears[layer + name] = codes.reshape(shape), float(rng.choice(_SCALES))
 
-    def write_huggingface(self, directory: Path, *, masters: bool) -> Path:
-        """Write packed codes, or bfloat16 masters whose absmean is the scale."""
+    def write_huggingface(self, directory: Path, *, masters: bool, gain: float = 2) -> Path:
+        """Write packed codes, or bfloat16 masters: with gain 2, their absmean is the scale."""
         tensors: Tensors = {
             f"{name}.weight": store(values, "F32") for name, values in self.dense.items()
         }
         for name, (codes, scale) in self.linears.items():
             if masters:
-                tensors[f"{name}.weight"] = store(codes * (2 * scale), "BF16")
+                tensors[f"{name}.weight"] = store(codes * (gain * scale), "BF16")
             else:
                 tensors[f"{name}.weight"] = store(ops.pack_hf(codes), "U8")
                 tensors[f"{name}.weight_scale"] = store(np.array([scale]), "F32")
@@ -124,7 +124,10 @@ class TernaryModel:
             part = name.rpartition(".")[2]
             if architecture == "llama" and part in heads:
                 codes = permute(codes, heads[part])
-            data = quantize_ternary(kind, codes, scale)
+            if kind in ("F32", "F16", "BF16"):
+                data = store(codes * scale, kind).array.tobytes()
+            else:
+                data = quantize_ternary(kind, codes, scale)
             tensors[self.stored_name(name)] = RawTensor(NUMBERS[kind], codes.shape, data)
         return GgufBytes(self.metadata(architecture), tensors)
 

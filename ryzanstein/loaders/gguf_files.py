@@ -151,13 +151,18 @@ class GgufWeights:
     ) -> Iterator[tuple[int, NDArray[np.int8], NDArray[np.float32]]] | None:
         """Return a ternary tensor some rows at a time: the first's index, codes and row scales.
 
-        None where the tensor's type is no ternary one. Codes are int8 [n, K], scales float32 [n].
+        None where it is not ternary. Codes are int8 [n, K], scales float32 [n].
 
         Raises:
             UnsupportedFormatError: while iterating, a row with several scales, or bytes that the
                 tensor's type never has.
         """
-        return self._ternary_rows(name) if self._tensor(name).type.name in TERNARY_TYPES else None
+        tensor = self._tensor(name)
+        if tensor.type.name in TERNARY_TYPES:
+            return self._ternary_rows(name)
+        if self._architecture.ternary and tensor.type.dense is not None and len(tensor.shape) == 2:
+            return self._ternary_floats(name)
+        return None
 
     def _ternary_rows(
         self, name: str
@@ -178,6 +183,30 @@ class GgufWeights:
             if head_dim is not None:
                 codes, scales = _unpermute(codes, head_dim), _unpermute(scales, head_dim)
             yield begin, codes, scales
+
+    def _ternary_floats(
+        self, name: str
+    ) -> Iterator[tuple[int, NDArray[np.int8], NDArray[np.float32]]] | None:
+        """Return the codes of floats that are only 0 and one number of either sign, else None.
+
+        Converters write BitNet linears so where they write floats. Their absmean is not that
+        number, so ternarising them as masters would give them another scale.
+        """
+        tensor = self._tensor(name)
+        data = self._file.view(tensor.name)
+        ranges = list(_chunks(tensor.shape, 1))
+
+        def values(begin: int, end: int) -> NDArray[np.float32]:
+            return tensor.type.dequantize(data, tensor.shape, begin, end)
+
+        scale = np.float32(0)
+        for begin, end in ranges:
+            magnitudes = np.abs(values(begin, end))
+            scale = scale or magnitudes.max()
+            if not ((magnitudes == 0) | (magnitudes == scale)).all():
+                return None
+        parts = ((begin, np.sign(values(begin, end)).astype(np.int8)) for begin, end in ranges)
+        return ((begin, codes, np.full(len(codes), scale)) for begin, codes in parts)
 
     def identity(self) -> dict[str, object]:
         """Return what changes when the weights do, as JSON values."""

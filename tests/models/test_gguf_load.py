@@ -60,6 +60,26 @@ def test_a_gguf_computes_what_the_packed_checkpoint_does(
     assert np.array_equal(logits(path), expected)
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_ternary_values_in_floats_keep_their_scale(kind: str, tmp_path: Path) -> None:
+    model = TernaryModel(BITNET)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model.gguf(kind, "bitnet-b1.58").serialize())
+    packed = model.write_huggingface(tmp_path / "packed", masters=False)
+    assert np.array_equal(logits(path), logits(packed))
+
+
+def test_masters_in_a_gguf_are_ternarised_like_any(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    model = TernaryModel(BITNET)
+    for name, (codes, scale) in model.linears.items():
+        model.linears[name] = rng.standard_normal(codes.shape).astype(np.float32), scale
+    path = tmp_path / "model.gguf"
+    path.write_bytes(model.gguf("BF16", "bitnet-b1.58").serialize())
+    masters = model.write_huggingface(tmp_path / "masters", masters=True, gain=1)
+    assert np.array_equal(logits(path), logits(masters))
+
+
 def test_masters_compute_what_the_packed_checkpoint_does(
     model: TernaryModel, expected: NDArray[Any], tmp_path: Path
 ) -> None:

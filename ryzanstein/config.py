@@ -15,16 +15,19 @@ __all__ = [
     "EngineConfig",
     "HeadKind",
     "KVDtype",
+    "WeightKind",
     "cache_directory",
     "check_integer",
     "check_kv_dtype",
     "check_lm_head",
     "check_real",
+    "check_weights",
     "plan_engine",
 ]
 
 KVDtype: TypeAlias = Literal["f16", "f32", "int8"]
 HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
+WeightKind: TypeAlias = Literal["auto", "bf16", "ternary"]
 
 _MAX_SEQUENCES = 16
 # A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from
@@ -105,6 +108,16 @@ def check_lm_head(value: object) -> None:
     """
     if value not in get_args(HeadKind):
         raise ValidationError(f"lm_head must be one of {get_args(HeadKind)}, got {value!r}")
+
+
+def check_weights(value: object) -> None:
+    """Raise unless `value` names a way to hold weights.
+
+    Raises:
+        ValidationError: it does not.
+    """
+    if value not in get_args(WeightKind):
+        raise ValidationError(f"weights must be one of {get_args(WeightKind)}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,13 @@ import numpy as np
 
 from ryzanstein import _core
 from ryzanstein.chat_template import ChatTemplate
-from ryzanstein.config import check_integer, check_kv_dtype, check_lm_head, plan_engine
+from ryzanstein.config import (
+    check_integer,
+    check_kv_dtype,
+    check_lm_head,
+    check_weights,
+    plan_engine,
+)
 from ryzanstein.cpu import check_threads, default_threads, read_host
 from ryzanstein.engine.engine import Engine
 from ryzanstein.engine.request import Request
@@ -31,6 +37,7 @@ from ryzanstein.models import (
     choose_packing,
     inspect_tensors,
     load_model,
+    num_parameters,
     packing_identity,
     read_config,
 )
@@ -45,7 +52,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ryzanstein._core import F32Array, I32Array
-    from ryzanstein.config import HeadKind, KVDtype
+    from ryzanstein.config import HeadKind, KVDtype, WeightKind
     from ryzanstein.engine.result import Completion, Piece
     from ryzanstein.loaders.model_files import ModelFiles
     from ryzanstein.models import LoadedModel, ModelConfig, SkipZeros
@@ -73,6 +80,9 @@ class LLM:
             looks at few of its logits, for the same tokens as "dense", which always reads all;
             "int7" and "int5" round the weights to so many bits, an error of 2 and 5 % of the
             logits' spread.
+        weights: how the linears are held. "auto": as ternary codes if the checkpoint is ternary,
+            else as they are stored; "bf16": float32 rounded to bfloat16; "ternary": ternarised,
+            which is for masters of a BitNet model and for weights that are ternary already.
         isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
         weight_cache: keep the packed weights of large models in RYZANSTEIN_CACHE (by default
             ~/.cache/ryzanstein), up to RYZANSTEIN_CACHE_LIMIT gigabytes (16), and map them next
@@ -100,6 +110,7 @@ class LLM:
         context_length: int | None = None,
         kv_dtype: KVDtype = "f16",
         lm_head: HeadKind = "exact",
+        weights: WeightKind = "auto",
         isa: str | None = None,
         weight_cache: bool = True,
         skip_zeros: SkipZeros | None = None,
@@ -108,6 +119,7 @@ class LLM:
         _core.resolve_isa(isa)
         check_kv_dtype(kv_dtype)
         check_lm_head(lm_head)
+        check_weights(weights)
         files = open_files(resolve_model(model))
         self.path = files.path
         # Everything that can be wrong cheaply comes before the weights.
@@ -129,6 +141,7 @@ class LLM:
             threads=self.threads,
             isa=isa,
             lm_head=lm_head,
+            weights=weights,
             skip_zeros=skip_zeros,
             weight_cache=default_weight_cache() if weight_cache else None,
             progress=sys.stderr.isatty(),
@@ -386,7 +399,7 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, object]:
     template = ChatTemplate.from_files(files, tokenizer.special_tokens)
     return {
         "model": str(files.path),
-        "parameters": config.num_parameters,
+        "parameters": num_parameters(config),
         "tensors": len(tensors),
         "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
         "packed_weights": _packed_weights(files, config),

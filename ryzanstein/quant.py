@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ryzanstein._core import F32Array
 
-__all__ = ["first_non_finite", "output_scale", "to_float32"]
+__all__ = ["exact_ternary", "first_non_finite", "output_scale", "to_bfloat16", "to_float32"]
 
 _CHUNK = 1 << 20
 _LARGEST = float(np.finfo(np.float32).max)
@@ -30,6 +30,34 @@ def to_float32(array: NDArray[Any]) -> F32Array:
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def to_bfloat16(array: NDArray[Any]) -> NDArray[Any]:
+    """Return finite float32 values as bfloat16 bit patterns, halves to even; other types as is."""
+    if array.dtype != np.float32:
+        return array
+    bits = array.view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    return (rounded >> np.uint32(16)).astype(np.uint16)
+
+
+def exact_ternary(array: NDArray[Any]) -> tuple[NDArray[np.int8], F32Array] | None:
+    """Return int8 codes [N, K] and float32 scales [N] of weights that are ternary already.
+
+    That is, each row holds one magnitude and zeros. None where a row does not.
+    """
+    codes = np.empty(array.shape, np.int8)
+    scales = np.empty(len(array), np.float32)
+    step = max(1, _CHUNK // array.shape[1])
+    for row in range(0, len(array), step):
+        values = to_float32(array[row : row + step])
+        magnitudes = np.abs(values)
+        scale = magnitudes.max(axis=1)
+        if not ((magnitudes == scale[:, None]) | (magnitudes == 0)).all():
+            return None
+        codes[row : row + step] = np.sign(values)
+        scales[row : row + step] = scale
+    return codes, scales
 
 
 def first_non_finite(array: NDArray[Any]) -> int | None:

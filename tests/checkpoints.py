@@ -19,8 +19,11 @@ __all__ = [
     "Config",
     "Stored",
     "Tensors",
+    "biased_linears",
     "linear_shapes",
+    "norm_sizes",
     "parse",
+    "quantization_config",
     "random_tensors",
     "serialize",
     "store",
@@ -118,25 +121,54 @@ def write_checkpoint(
 def random_tensors(config: Config, seed: int, dtype: str = "F32") -> Tensors:
     """Return random weights for a config.json; `dtype` is that of everything not packed."""
     rng = np.random.default_rng(seed)
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    hidden = config["hidden_size"]
     vocabulary = (config["vocab_size"], hidden)
     # Small beside what the layers add, or a tied head would only repeat the last token.
     embedding = 0.15 * rng.standard_normal(vocabulary)
     tensors = {"model.embed_tokens.weight": store(embedding, dtype)}
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = store(rng.standard_normal(vocabulary) / 8, dtype)
-    tensors["model.norm.weight"] = store(rng.uniform(0.5, 1.5, (hidden,)), dtype)
-    wide = config["num_attention_heads"] * _head_dim(config)
+    # Gemma's gains are stored less one.
+    gains = (-0.5, 0.5) if config["architectures"][0].startswith("Gemma") else (0.5, 1.5)
+    tensors["model.norm.weight"] = store(rng.uniform(*gains, (hidden,)), dtype)
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}."
-        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-        if config["architectures"] == ["BitNetForCausalLM"]:
-            norms |= {"self_attn.attn_sub_norm": wide, "mlp.ffn_sub_norm": inner}
-        for norm, size in norms.items():
-            tensors[f"{layer}{norm}.weight"] = store(rng.uniform(0.5, 1.5, (size,)), dtype)
+        for norm, size in norm_sizes(config).items():
+            tensors[f"{layer}{norm}.weight"] = store(rng.uniform(*gains, (size,)), dtype)
         for linear, shape in linear_shapes(config).items():
             tensors |= _random_linear(config, layer + linear, shape, rng, dtype)
+            if linear in biased_linears(config):
+                bias = 0.5 * rng.standard_normal(shape[:1])
+                tensors[f"{layer}{linear}.bias"] = store(bias, dtype)
     return tensors
+
+
+def norm_sizes(config: Config) -> dict[str, int]:
+    """Return the size of each norm of a layer."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    wide = config["num_attention_heads"] * _head_dim(config)
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    heads = {"self_attn.q_norm": _head_dim(config), "self_attn.k_norm": _head_dim(config)}
+    around = {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
+    return norms | {
+        "BitNetForCausalLM": {"self_attn.attn_sub_norm": wide, "mlp.ffn_sub_norm": inner},
+        "BitnetForCausalLM": {"self_attn.inner_attn_ln": wide, "mlp.ffn_layernorm": inner},
+        "Qwen3ForCausalLM": heads,
+        "Gemma2ForCausalLM": around,
+        "Gemma3ForCausalLM": around | heads,
+    }.get(config["architectures"][0], {})
+
+
+def biased_linears(config: Config) -> set[str]:
+    """Return the linears of a layer that have a bias."""
+    biased: set[str] = set()
+    if config["architectures"] == ["Qwen2ForCausalLM"]:
+        biased |= {f"self_attn.{part}_proj" for part in "qkv"}
+    if config.get("attention_bias"):
+        biased |= {f"self_attn.{part}_proj" for part in "qkvo"}
+    if config.get("mlp_bias"):
+        biased |= {f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+    return biased
 
 
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
@@ -159,14 +191,21 @@ def _head_dim(config: Config) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
+def quantization_config(config: Config) -> Config:
+    """Return how the linears are quantised, empty if they are floats."""
+    if config["architectures"] == ["BitnetForCausalLM"]:  # 1bitLLM's, which says nothing of it
+        return {"linear_class": "autobitlinear", "quantization_mode": "online"}
+    return dict(config.get("quantization_config") or {})
+
+
 def _random_linear(
     config: Config, name: str, shape: tuple[int, int], rng: np.random.Generator, dtype: str
 ) -> Tensors:
-    quantization = config["quantization_config"]
+    quantization = quantization_config(config)
     # About unit output variance for unit inputs, with the scale itself random.
     factor = rng.uniform(0.8, 1.6) / np.sqrt(shape[1])
     tensors = {}
-    if quantization.get("quantization_mode") == "online":
+    if not quantization or quantization.get("quantization_mode") == "online":
         tensors[f"{name}.weight"] = store(rng.standard_normal(shape) * factor, dtype)
     else:
         codes = rng.integers(-1, 2, shape).astype(np.int8)

@@ -19,7 +19,7 @@ from ryzanstein.cli import main
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
-from ryzanstein.models import load_model
+from ryzanstein.models import load_model, num_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,7 +213,7 @@ def test_info(capsys: pytest.CaptureFixture[str], embedded: LLM) -> None:
     assert main(["info", "--json", str(EMBEDDED_MODEL)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == str(EMBEDDED_MODEL)
-    assert found["parameters"] == embedded.config.num_parameters
+    assert found["parameters"] == num_parameters(embedded.config)
     assert found["vocab_size"] == embedded.config.vocab_size
     assert found["chat_template"] is False
     assert found["tensor_bytes"] > 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ryzanstein import _core
 from ryzanstein.bench.roofline import HeadWork, demand, measure_limits
 from ryzanstein.cpu import read_host
+from ryzanstein.models import num_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +144,7 @@ def measure(
         lm_head=runner.model.decoder.head_kind,
         model=model,
         model_bytes=model_bytes,
-        num_parameters=runner.model.config.num_parameters,
+        num_parameters=num_parameters(runner.model.config),
         version=str(build["version"]),
         commit=str(build["commit"]),
         cpu=read_host().model,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ryzanstein._core import Decoder, DecoderConfig, packing_fingerprint, resolve_isa
 from ryzanstein.errors import (
@@ -18,15 +21,23 @@ from ryzanstein.errors import (
     ValidationError,
 )
 from ryzanstein.loaders.safetensors import TensorInfo
-from ryzanstein.models.bitnet import BITNET
-from ryzanstein.models.config import ModelConfig, parse_config, require_architecture
+from ryzanstein.models.bitnet import BITNET, BITNET_1BITLLM
+from ryzanstein.models.config import (
+    ModelConfig,
+    parse_config,
+    require_architecture,
+    with_weights,
+)
 from ryzanstein.models.feed_forward import SkipZeros, resolve_skip_zeros
 from ryzanstein.models.fields import Fields
-from ryzanstein.models.llama import LLAMA
+from ryzanstein.models.gemma import GEMMA, GEMMA2, GEMMA3
+from ryzanstein.models.llama import LLAMA, MISTRAL
 from ryzanstein.models.packing import Packing, resolve_head
+from ryzanstein.models.qwen import QWEN2, QWEN3
 from ryzanstein.models.rope import inverse_frequencies
-from ryzanstein.models.tensors import check_tensors, matrix_shapes
+from ryzanstein.models.tensors import check_tensors, count_parameters, matrix_shapes
 from ryzanstein.models.weights import WeightReader
+from ryzanstein.quant import to_bfloat16, to_float32
 from ryzanstein.tuning import choose_kernels
 
 if TYPE_CHECKING:
@@ -35,7 +46,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ryzanstein.config import HeadKind
+    from ryzanstein._core import DenseArray
+    from ryzanstein.config import HeadKind, WeightKind
     from ryzanstein.loaders.model_files import ModelFiles, WeightSource
     from ryzanstein.loaders.weight_cache import PackedWeights, WeightCache
     from ryzanstein.models.family import Family
@@ -48,6 +60,7 @@ __all__ = [
     "choose_packing",
     "inspect_tensors",
     "load_model",
+    "num_parameters",
     "packing_identity",
     "read_config",
 ]
@@ -57,7 +70,10 @@ _LOGGER = logging.getLogger(__name__)
 # What the codes of the head are called among packed weights.
 _CODED_HEAD = "coded_head"
 
-_FAMILIES = {family.architecture: family for family in (BITNET, LLAMA)}
+_FAMILIES = {
+    family.architecture: family
+    for family in (BITNET, BITNET_1BITLLM, GEMMA, GEMMA2, GEMMA3, LLAMA, MISTRAL, QWEN2, QWEN3)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +118,7 @@ def load_model(
     isa: str | None,
     skip_zeros: SkipZeros | None = None,
     lm_head: HeadKind = "exact",
+    weights: WeightKind = "auto",
     weight_cache: WeightCache | None = None,
     progress: bool = False,
 ) -> LoadedModel:
@@ -112,6 +129,8 @@ def load_model(
         threads: threads to pack with and to step with.
         isa: instruction-set tier, or None for the best this machine has.
         lm_head: how logits are computed; an exact head too small to gain by it is dense.
+        weights: how linears are held. "auto": ternary if the checkpoint is, else as stored; "bf16":
+            float32 rounded to bfloat16; "ternary": ternarised, like the masters of a BitNet model.
         skip_zeros: which zeros of feed-forwards a step of one token passes over, or None for what
             is usually faster. "down" and "all" each cost memory of a fifth of a byte per weight.
         weight_cache: where packed weights are looked for, and kept once they are made.
@@ -128,33 +147,23 @@ def load_model(
         raise ValidationError(f"threads is {threads}; it must be at least 1")
     resolve_isa(isa)  # a wrong tier is refused before the work
     config, family = _read_config(files)
+    config, weights = with_weights(config, weights)
     checkpoint = files.open_weights()
     check_tensors(checkpoint, config, family)
-    packing = choose_packing(
-        config, isa=isa, threads=threads, skip_zeros=skip_zeros, lm_head=lm_head
-    )
+    packing = choose_packing(config, isa, threads, skip_zeros, lm_head, weights)
     build = _Build(checkpoint, config, family, packing, threads, isa)
     if weight_cache is None:
         return build.run(None, progress=progress)[0]
-    identity = packing_identity(checkpoint, config, packing)
-    packed = weight_cache.find(identity)
-    if packed is not None:
-        try:
-            return build.run(packed, progress=progress)[0]
-        except RyzansteinError as error:  # the checkpoint's own faults will come up again
-            _LOGGER.debug("packed weights are made again: %s", error)
-    model, objects = build.run(None, progress=progress)
-    weight_cache.store(identity, objects)
-    return model
+    return build.run_cached(weight_cache, progress=progress)
 
 
 def choose_packing(
     config: ModelConfig,
-    *,
     isa: str | None,
     threads: int,
     skip_zeros: SkipZeros | None = None,
     lm_head: HeadKind = "exact",
+    weights: WeightKind = "auto",
 ) -> Packing:
     """Return how a model is packed for a tier and a number of threads of this machine.
 
@@ -168,6 +177,7 @@ def choose_packing(
         choose_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads),
         resolve_skip_zeros(skip_zeros, config, isa),
         resolve_head(lm_head, config),
+        weights,
     )
 
 
@@ -193,6 +203,20 @@ class _Build:
     threads: int
     isa: str | None
 
+    def run_cached(self, cache: WeightCache, *, progress: bool) -> LoadedModel:
+        """Return the model, made of what the cache holds, or else kept there for the next load."""
+        identity = packing_identity(self.checkpoint, self.config, self.packing)
+        packed = cache.find(identity)
+        if packed is not None:
+            try:
+                return self.run(packed, progress=progress)[0]
+            except RyzansteinError as error:  # the checkpoint's own faults will come up again
+                _LOGGER.debug("packed weights are made again: %s", error)
+        model, objects = self.run(None, progress=progress)
+        if objects:
+            cache.store(identity, objects)
+        return model
+
     def run(
         self, packed: PackedWeights | None, *, progress: bool
     ) -> tuple[LoadedModel, dict[str, dict[str, NDArray[Any]]]]:
@@ -208,7 +232,7 @@ class _Build:
                 layers = list(pool.map(reader.layer, range(config.num_layers)))
             final_norm = reader.final_norm()
         decoder = Decoder(
-            _decoder_config(config),
+            _decoder_config(config, self.family, embedding),
             layers,
             embedding,
             final_norm,
@@ -222,7 +246,7 @@ class _Build:
         if is_coded:
             reader.release_dense()  # read whole for checks and codes, from now on by rows
             objects[_CODED_HEAD] = decoder.coded_head_arrays()
-        mapped_bytes = 0 if packed is None else packed.nbytes
+        mapped_bytes = reader.mapped_bytes() + (0 if packed is None else packed.nbytes)
         return LoadedModel(decoder, config, mapped_bytes), objects
 
 
@@ -245,7 +269,12 @@ def _read_config(files: ModelFiles) -> tuple[ModelConfig, Family]:
     return parse_config(fields, family), family
 
 
-def _decoder_config(config: ModelConfig) -> DecoderConfig:
+def num_parameters(config: ModelConfig) -> int:
+    """Count every weight once, a tied head with the embedding."""
+    return count_parameters(config, _FAMILIES[config.architecture])
+
+
+def _decoder_config(config: ModelConfig, family: Family, embedding: DenseArray) -> DecoderConfig:
     return DecoderConfig(
         hidden_size=config.hidden_size,
         num_heads=config.num_heads,
@@ -255,8 +284,19 @@ def _decoder_config(config: ModelConfig) -> DecoderConfig:
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         activation=config.activation,
-        inv_freq=inverse_frequencies(config.rope, config.head_dim)[None],
+        inv_freq=np.stack([inverse_frequencies(rope, config.head_dim) for rope in config.ropes]),
+        embedding_scale=_embedding_scale(config, embedding) if family.scales_embedding else 1.0,
+        attention_scale=config.attention_scale,
+        attention_softcap=config.attention_softcap,
+        final_softcap=config.final_softcap,
     )
+
+
+def _embedding_scale(config: ModelConfig, embedding: DenseArray) -> float:
+    """Return the root of the hidden size as transformers rounds it: to the embedding's type."""
+    scale = np.array([math.sqrt(config.hidden_size)], np.float32)
+    stored = to_bfloat16(scale) if embedding.dtype == np.uint16 else scale.astype(embedding.dtype)
+    return float(to_float32(stored)[0])
 
 
 @contextmanager

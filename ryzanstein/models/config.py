@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
-from ryzanstein.models.rope import RopeConfig, read_rope
+from ryzanstein.models.rope import RopeConfig, read_ropes
 
 if TYPE_CHECKING:
+    from ryzanstein.config import WeightKind
     from ryzanstein.models.family import Family
     from ryzanstein.models.fields import Fields
 
-__all__ = ["ModelConfig", "QuantizationConfig", "parse_config", "require_architecture"]
+__all__ = [
+    "ModelConfig",
+    "QuantizationConfig",
+    "parse_config",
+    "require_architecture",
+    "with_weights",
+]
 
 # No real model comes near these; they keep a damaged size from reaching an allocator.
 _MAX_DIMENSION = 1 << 24
 _MAX_COUNT = (1 << 31) - 1
 _MAX_LAYERS = 1 << 16
 _EPS = (1e-30, 1.0)
+_SOFTCAP = (1e-3, 1e6)
+_QUERY_SCALAR = (1e-6, 1e12)
 # Parts that transformers never quantises, so that naming them changes nothing.
 _NEVER_QUANTISED = {"lm_head", "embed_tokens", "model.embed_tokens"}
 
-Activation = Literal["silu", "relu2"]
+Activation = Literal["silu", "relu2", "gelu_tanh"]
+# "gelu" is what the first releases of Gemma say and mean the approximation by.
+_ACTIVATIONS: dict[str, dict[str, Activation]] = {
+    "hidden_act": {"silu": "silu", "relu2": "relu2"},
+    "gemma": {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"},
+}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """How the linears are stored and scaled (transformers' `BitNetQuantConfig`)."""
+    """How ternary linears are stored and scaled (transformers' `BitNetQuantConfig`)."""
 
     linear_class: str  # "autobitlinear" or "bitlinear"
     mode: str  # "offline": packed ternary, "online": full-precision masters
     input_norm: bool  # an RMSNorm inside each linear, on its input
     input_norm_eps: float
+
+
+_MASTERS = QuantizationConfig("autobitlinear", "online", input_norm=False, input_norm_eps=1e-6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +69,26 @@ class ModelConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     activation: Activation
-    rope: RopeConfig
+    ropes: tuple[RopeConfig, ...]  # of layers that see everything, and of those that do not
     tie_word_embeddings: bool
     attn_sub_norm: bool
     ffn_sub_norm: bool
-    quantization: QuantizationConfig
+    quantization: QuantizationConfig | None  # None: the linears are floats
+    sliding_windows: tuple[int, ...]  # keys a token of each layer sees, 0 for all
+    biased: tuple[str, ...] = ()  # linears with a bias, by their names in a layer
+    query_scalar: float | None = None  # scores are divided by its square root; None: head_dim
+    attention_softcap: float = 0.0
+    final_softcap: float = 0.0
 
     @property
-    def num_parameters(self) -> int:
-        """Count every weight once, a tied head with the embedding."""
-        wide, narrow = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        hidden, inner = self.hidden_size, self.intermediate_size
-        layer = 2 * wide * hidden + 2 * narrow * hidden + 3 * hidden * inner + 2 * hidden
-        layer += wide * self.attn_sub_norm + inner * self.ffn_sub_norm
-        if self.quantization.input_norm:
-            layer += 5 * hidden + wide + inner
-        heads = 1 if self.tie_word_embeddings else 2
-        return heads * self.vocab_size * hidden + self.num_layers * layer + hidden
+    def has_input_norms(self) -> bool:
+        """Return whether each linear has a norm of its own on its input."""
+        return self.quantization is not None and self.quantization.input_norm
+
+    @property
+    def attention_scale(self) -> float:
+        """Return what scores are multiplied by."""
+        return 1.0 / math.sqrt(self.query_scalar or self.head_dim)
 
 
 def parse_config(fields: Fields, family: Family) -> ModelConfig:
@@ -77,6 +99,7 @@ def parse_config(fields: Fields, family: Family) -> ModelConfig:
         CorruptFileError: a field has the wrong type or contradicts another.
         UnsupportedFormatError: the model asks for something this engine does not compute.
     """
+    fields = fields.with_defaults(family.defaults)
     hidden = fields.integer("hidden_size", _MAX_DIMENSION)
     heads = fields.integer("num_attention_heads", _MAX_DIMENSION)
     head_dim = _head_dim(fields, hidden, heads)
@@ -86,16 +109,12 @@ def parse_config(fields: Fields, family: Family) -> ModelConfig:
             f"hidden_size {hidden}, as the norm after attention needs"
         )
     context = fields.integer("max_position_embeddings", _MAX_COUNT)
+    layers = fields.integer("num_hidden_layers", _MAX_LAYERS)
     tied = fields.boolean("tie_word_embeddings", default=False)
-    for bias in ("attention_bias", "mlp_bias"):
-        if fields.boolean(bias, default=False):
-            raise UnsupportedFormatError(
-                f"{fields.name(bias)} is true; linears with a bias are not supported"
-            )
-    return ModelConfig(
+    config = ModelConfig(
         architecture=family.architecture,
         hidden_size=hidden,
-        num_layers=fields.integer("num_hidden_layers", _MAX_LAYERS),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=_kv_heads(fields, heads),
         head_dim=head_dim,
@@ -103,13 +122,42 @@ def parse_config(fields: Fields, family: Family) -> ModelConfig:
         vocab_size=fields.integer("vocab_size", _MAX_COUNT),
         max_position_embeddings=context,
         rms_norm_eps=fields.number("rms_norm_eps", *_EPS),
-        activation=_activation(fields),
-        rope=read_rope(fields, context),
+        activation=_activation(fields, family),
+        ropes=read_ropes(fields, context, local=family.local_rope),
         tie_word_embeddings=tied,
         attn_sub_norm=family.attn_sub_norm is not None,
         ffn_sub_norm=family.ffn_sub_norm is not None,
         quantization=_quantization(fields, tied),
+        sliding_windows=_sliding_windows(fields, family, layers),
+        biased=_biased(fields, family),
     )
+    if family.scales_queries:
+        scalar = fields.number("query_pre_attn_scalar", *_QUERY_SCALAR)
+        config = replace(config, query_scalar=scalar)
+    if family.softcaps:
+        config = replace(
+            config,
+            attention_softcap=_softcap(fields, "attn_logit_softcapping"),
+            final_softcap=_softcap(fields, "final_logit_softcapping"),
+        )
+    return config
+
+
+def with_weights(config: ModelConfig, weights: WeightKind) -> tuple[ModelConfig, WeightKind]:
+    """Return the configuration of a model whose weights are held so, and "auto" for as stored.
+
+    Raises:
+        UnsupportedFormatError: the checkpoint cannot be.
+    """
+    if config.quantization is None:
+        held = replace(config, quantization=_MASTERS) if weights == "ternary" else config
+        return held, weights
+    if weights not in ("auto", "ternary"):
+        raise UnsupportedFormatError(
+            f"the model is ternary, which {weights} weights would only take more memory to hold; "
+            'load it with weights="auto"'
+        )
+    return config, "auto"
 
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
@@ -142,26 +190,65 @@ def _kv_heads(fields: Fields, heads: int) -> int:
     return kv_heads
 
 
-def _activation(fields: Fields) -> Activation:
-    name = fields.text("hidden_act")
-    if name == "silu":
-        return "silu"
-    if name == "relu2":
-        return "relu2"
+def _activation(fields: Fields, family: Family) -> Activation:
+    name = fields.text(family.activation)
+    known = _ACTIVATIONS["gemma" if family.scales_embedding else "hidden_act"]
+    if name in known:
+        return known[name]
     raise UnsupportedFormatError(
-        f"{fields.name('hidden_act')} is {name!r}; supported are silu and relu2"
+        f"{fields.name(family.activation)} is {name!r}; supported are {' and '.join(known)}"
     )
 
 
-def _quantization(fields: Fields, tied: bool) -> QuantizationConfig:
+def _biased(fields: Fields, family: Family) -> tuple[str, ...]:
+    """Return the linears that have a bias, in the order of a layer."""
+    attention = (*family.attn_in, family.o_proj)
+    feed_forward = (*family.mlp_in, family.down_proj)
+    biased = set(family.biased)
+    if fields.boolean("attention_bias", default=False):
+        biased.update(attention)
+    if fields.boolean("mlp_bias", default=False):
+        biased.update(feed_forward)
+    return tuple(name for name in (*attention, *feed_forward) if name in biased)
+
+
+def _softcap(fields: Fields, key: str) -> float:
+    return fields.number(key, *_SOFTCAP) if fields.has(key) else 0.0
+
+
+def _sliding_windows(fields: Fields, family: Family, layers: int) -> tuple[int, ...]:
+    """Return for each layer how many keys a token sees, 0 for all."""
+    off = family.windows == "none" or not fields.has("sliding_window")
+    if family.windows == "late":
+        off = off or not fields.boolean("use_sliding_window", default=False)
+    if off:
+        return (0,) * layers
+    window = fields.integer("sliding_window", _MAX_COUNT)
+    kinds = None if family.windows == "all" else fields.strings("layer_types")
+    if kinds is None:
+        return tuple(window * is_sliding for is_sliding in _window_rule(fields, family, layers))
+    if len(kinds) != layers or not {_SLIDING, _FULL}.issuperset(kinds):
+        raise CorruptFileError(
+            f"{fields.name('layer_types')} must name {_SLIDING} or {_FULL} for each of {layers} "
+            f"layers, found {len(kinds)} names: {', '.join(sorted(set(kinds))[:4])}"
+        )
+    return tuple(window if kind == _SLIDING else 0 for kind in kinds)
+
+
+def _window_rule(fields: Fields, family: Family, layers: int) -> list[bool]:
+    if family.windows == "all":
+        return [True] * layers
+    if family.windows == "late":
+        first = fields.integer("max_window_layers", _MAX_LAYERS)
+        return [index >= first for index in range(layers)]
+    pattern = fields.integer("sliding_window_pattern", _MAX_LAYERS)
+    return [(index + 1) % pattern != 0 for index in range(layers)]
+
+
+def _quantization(fields: Fields, tied: bool) -> QuantizationConfig | None:
     section = fields.section("quantization_config")
     if section is None:
-        raise UnsupportedFormatError(
-            f"{fields.name('quantization_config')} is missing: the model is not quantised. Only "
-            "ternary (BitNet b1.58) models run here; for full-precision masters of one, add "
-            '{"quant_method": "bitnet", "linear_class": "autobitlinear", '
-            '"quantization_mode": "online"}'
-        )
+        return None
     _one_of(section, "quant_method", section.text("quant_method"), ("bitnet",))
     linear_class = section.text("linear_class", "bitlinear")
     mode = section.text("quantization_mode", "offline")

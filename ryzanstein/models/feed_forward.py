@@ -40,7 +40,8 @@ def resolve_skip_zeros(choice: SkipZeros | None, config: ModelConfig, isa: str |
         )
     possible = (
         config.activation == "relu2"
-        and not config.quantization.input_norm
+        and config.quantization is not None
+        and not config.has_input_norms
         and config.intermediate_size % _PANEL_ROWS == 0
     )
     if not possible:

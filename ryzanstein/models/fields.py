@@ -22,6 +22,10 @@ class Fields:
         self._file = file
         self._prefix = prefix
 
+    def with_defaults(self, defaults: Mapping[str, object]) -> Fields:
+        """Return the same object with these values for fields that are absent."""
+        return Fields({**defaults, **self.values}, self._file, self._prefix)
+
     def name(self, key: str) -> str:
         """Return the file and full field name, for errors."""
         return f"{self._file}: field '{self._prefix}{key}'"

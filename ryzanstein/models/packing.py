@@ -10,7 +10,7 @@ from ryzanstein.tuning import format_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ryzanstein.config import HeadKind
+    from ryzanstein.config import HeadKind, WeightKind
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.feed_forward import SkipZeros
 
@@ -24,20 +24,31 @@ _CODED_HEAD_ELEMENTS = 1 << 24
 class Packing:
     """The kernels of ternary matrices, the copies that feed-forwards get, and the head's codes.
 
-    Kernels are by shape (out-features, in-features), as the checkpoint has it.
+    Kernels are by shape (out-features, in-features), as the checkpoint has it. `weights` is "auto"
+    for linears that are kept as they are stored.
     """
 
     kernels: Mapping[tuple[int, int], str]
     skip_zeros: SkipZeros
     head: HeadKind
+    weights: WeightKind = "auto"
 
     def identity(self) -> dict[str, object]:
         """Return what the packed bytes depend on: of a kernel, the format it reads."""
         formats = {f"{n}x{k}": format_of(kernel) for (n, k), kernel in self.kernels.items()}
-        return {"formats": formats, "skip_zeros": self.skip_zeros, "head": self.head}
+        return {
+            "formats": formats,
+            "skip_zeros": self.skip_zeros,
+            "head": self.head,
+            "weights": self.weights,
+        }
 
 
 def resolve_head(lm_head: HeadKind, config: ModelConfig) -> HeadKind:
-    """Return the kind of head to use: an exact one too small to gain by codes is dense."""
+    """Return the kind of head to use: an exact one that codes are of no use to is dense.
+
+    That is a small one, and one whose logits are soft-capped: bounds are of logits as they are.
+    """
     is_small = config.vocab_size * config.hidden_size < _CODED_HEAD_ELEMENTS
-    return "dense" if lm_head == "exact" and is_small else lm_head
+    uncoded = is_small or config.final_softcap > 0.0
+    return "dense" if lm_head == "exact" and uncoded else lm_head

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ryzanstein.models.fields import Fields
 
-__all__ = ["RopeConfig", "inverse_frequencies", "read_rope"]
+__all__ = ["RopeConfig", "inverse_frequencies", "read_rope", "read_ropes"]
 
 _KINDS = ("default", "linear", "llama3")
 # Ranges far wider than any model's, inside which no frequency can overflow.
@@ -40,6 +40,25 @@ class RopeConfig:
     original_context: int = 0
 
 
+def read_ropes(fields: Fields, max_context: int, *, local: bool) -> tuple[RopeConfig, ...]:
+    """Return the rotary parameters of a config.json and, if `local`, those of windowed layers.
+
+    Raises:
+        As `read_rope`.
+    """
+    if not local:
+        return (read_rope(fields, max_context),)
+    here = RopeConfig("default", fields.number("rope_local_base_freq", *_THETA))
+    section = fields.section("rope_parameters")
+    if section is None or not section.has("full_attention"):
+        return read_rope(fields, max_context), here
+    everywhere = _read_section(fields, section.section("full_attention"), max_context)
+    windowed = section.section("sliding_attention")
+    if windowed is not None and windowed.has("rope_theta"):
+        here = _read_section(windowed, windowed, max_context)
+    return everywhere, here
+
+
 def read_rope(fields: Fields, max_context: int) -> RopeConfig:
     """Return the rotary parameters of a config.json.
 
@@ -47,7 +66,10 @@ def read_rope(fields: Fields, max_context: int) -> RopeConfig:
         ModelLoadError: a field is missing, has the wrong type, or contradicts another.
         UnsupportedFormatError: a kind of scaling that is not implemented.
     """
-    section = _section(fields)
+    return _read_section(fields, _section(fields), max_context)
+
+
+def _read_section(fields: Fields, section: Fields | None, max_context: int) -> RopeConfig:
     theta = _theta(fields, section)
     _require_whole_head(fields)
     if section is None:

@@ -5,6 +5,7 @@ Everything a header can tell is checked here, before any weight is read.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
-__all__ = ["check_tensors", "fused_shape", "linear_shapes", "matrix_shapes"]
+__all__ = ["check_tensors", "count_parameters", "fused_shape", "linear_shapes", "matrix_shapes"]
 
 _FLOATS = ("F32", "F16", "BF16")
 _READABLE = tuple(TYPES)  # whatever a view shows as floats
@@ -54,12 +55,24 @@ def fused_shape(shapes: Mapping[str, tuple[int, int]], names: tuple[str, ...]) -
 
 
 def matrix_shapes(config: ModelConfig, family: Family) -> set[tuple[int, int]]:
-    """Return the shapes of the matrices that a layer's linears are packed into."""
+    """Return the shapes of the ternary matrices that a layer's linears are packed into."""
+    if config.quantization is None:
+        return set()
     shapes = linear_shapes(config, family)
-    if config.quantization.input_norm:  # each linear has an input of its own
+    if config.has_input_norms:  # each linear has an input of its own
         return set(shapes.values())
     fused = (family.attn_in, (family.o_proj,), family.mlp_in, (family.down_proj,))
     return {fused_shape(shapes, names) for names in fused}
+
+
+def count_parameters(config: ModelConfig, family: Family) -> int:
+    """Count every weight once, a tied head with the embedding, scales not at all."""
+    total = 0
+    for expected in _expected_tensors(config, family):
+        if not expected.name.endswith(".weight_scale"):
+            codes = 4 if expected.dtypes == ("U8",) else 1
+            total += codes * math.prod(expected.shapes[0])
+    return total
 
 
 def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family) -> None:
@@ -102,9 +115,13 @@ def _expected_tensors(
         yield _Expected(family.lm_head, _READABLE, (vocabulary,))
     norms = {
         family.input_norm: hidden,
-        family.post_attention_norm: hidden,
+        family.q_norm: config.head_dim,
+        family.k_norm: config.head_dim,
         family.attn_sub_norm: config.num_heads * config.head_dim,
+        family.attn_output_norm: hidden,
+        family.ffn_norm: hidden,
         family.ffn_sub_norm: config.intermediate_size,
+        family.ffn_output_norm: hidden,
     }
     shapes = linear_shapes(config, family)
     for index in range(config.num_layers):
@@ -114,6 +131,8 @@ def _expected_tensors(
                 yield _Expected(layer + norm, _FLOATS, ((size,),))
         for linear, shape in shapes.items():
             yield from _expected_linear(config, family, layer + linear, shape, scaled)
+            if linear in config.biased:
+                yield _Expected(f"{layer}{linear}.bias", _FLOATS, (shape[:1],))
 
 
 def _expected_linear(
@@ -121,21 +140,27 @@ def _expected_linear(
 ) -> Iterator[_Expected]:
     rows, columns = shape
     weight = f"{name}.weight"
-    if weight in scaled:
+    if config.quantization is None:
+        yield _Expected(weight, _READABLE, (shape,))
+    elif weight in scaled:
         yield _Expected(weight, TERNARY_TYPES, (shape,))
-    elif config.quantization.mode == "online":
+    elif not _is_packed(config):
         yield _Expected(weight, _FLOATS, (shape,))
     else:
         yield _Expected(weight, ("U8",), ((rows // 4, columns),))
         yield _Expected(f"{name}.weight_scale", _FLOATS, ((1,), ()))
-    if config.quantization.input_norm:
+    if config.has_input_norms:
         yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
+
+
+def _is_packed(config: ModelConfig) -> bool:
+    return config.quantization is not None and config.quantization.mode == "offline"
 
 
 def _check_packable(
     checkpoint: WeightSource, config: ModelConfig, family: Family, scaled: Set[str]
 ) -> None:
-    if config.quantization.mode == "online":
+    if not _is_packed(config):
         return
     first = family.layer.format(index=0)
     for name, (rows, _) in linear_shapes(config, family).items():

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ryzanstein._core import LayerWeights, Linear, TernaryMatrix, TernaryRows
+from ryzanstein._core import DenseMatrix, LayerWeights, Linear, TernaryMatrix, TernaryRows
 from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
 from ryzanstein.models.tensors import fused_shape, linear_shapes
-from ryzanstein.quant import first_non_finite, output_scale, to_float32
+from ryzanstein.quant import (
+    exact_ternary,
+    first_non_finite,
+    output_scale,
+    to_bfloat16,
+    to_float32,
+)
 from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
@@ -69,19 +75,26 @@ class WeightReader:
         """
         family = self._family
         prefix = family.layer.format(index=index)
+        window = self._config.sliding_windows[index]
         return LayerWeights(
             input_norm=self._norm(prefix + family.input_norm),
             attn_in=self._linears(prefix, family.attn_in),
-            o_proj=self._linears(prefix, (family.o_proj,))[0],
-            ffn_norm=self._norm(prefix + family.post_attention_norm),
+            q_norm=self._optional_norm(prefix, family.q_norm),
+            k_norm=self._optional_norm(prefix, family.k_norm),
+            sliding_window=window,
+            rope=int(window > 0 and family.local_rope),
             attn_sub_norm=self._optional_norm(prefix, family.attn_sub_norm),
+            o_proj=self._linears(prefix, (family.o_proj,))[0],
+            attn_output_norm=self._optional_norm(prefix, family.attn_output_norm),
+            ffn_norm=self._norm(prefix + family.ffn_norm),
+            ffn_output_norm=self._optional_norm(prefix, family.ffn_output_norm),
             **self._feed_forward(prefix),
         )
 
     def _feed_forward(self, prefix: str) -> dict[str, Any]:
         family = self._family
         gain = self._optional_norm(prefix, family.ffn_sub_norm)
-        if self._config.quantization.input_norm:
+        if not self._drops_channels():
             return {
                 "mlp_in": self._linears(prefix, family.mlp_in),
                 "down_proj": self._linears(prefix, (family.down_proj,))[0],
@@ -107,6 +120,12 @@ class WeightReader:
                 lambda: TernaryRows.of_columns(down),
             )
         return parts
+
+    def _drops_channels(self) -> bool:
+        """Return whether channels that are always zero may be left out."""
+        config, family = self._config, self._family
+        biased = not {*family.mlp_in, family.down_proj}.isdisjoint(config.biased)
+        return config.quantization is not None and not config.has_input_norms and not biased
 
     def _live_channels(
         self, prefix: str
@@ -137,6 +156,14 @@ class WeightReader:
         rows = make()
         self.objects[key] = rows.arrays()
         return rows
+
+    def mapped_bytes(self) -> int:
+        """Return the bytes of linears that are read from the files in place."""
+        if self._config.quantization is not None or self._packing.weights != "auto":
+            return 0
+        layers = [self._family.layer.format(index=i) for i in range(self._config.num_layers)]
+        names = [f"{layer}{linear}.weight" for layer in layers for linear in self._shapes]
+        return sum(self._checkpoint.info(name).nbytes for name in names)
 
     def final_norm(self) -> F32Array:
         """Return the gain of the norm before the head."""
@@ -177,17 +204,40 @@ class WeightReader:
                 self._checkpoint.release(name)
 
     def _linears(self, prefix: str, names: tuple[str, ...]) -> list[Linear]:
-        """Return one fused linear, or one for each name where each has a norm of its own."""
-        if not self._config.quantization.input_norm:
+        """Return one fused linear, or one for each name where they cannot be one matrix."""
+        quantization = self._config.quantization
+        if quantization is None:
+            return [self._dense_linear(prefix, name) for name in names]
+        if not quantization.input_norm:
             return [self._linear(prefix, names)]
-        epsilon = self._config.quantization.input_norm_eps
+        epsilon = quantization.input_norm_eps
         norms = {name: self._norm(prefix + name + self._family.linear_norm) for name in names}
         return [self._linear(prefix, (name,), norms[name], epsilon) for name in names]
 
     def _linear(
         self, prefix: str, names: tuple[str, ...], norm: F32Array | None = None, eps: float = 0.0
     ) -> Linear:
-        return Linear(self._matrix(prefix, names), norm, eps, self._kernel(names))
+        bias = self._bias(prefix, names)
+        return Linear(self._matrix(prefix, names), norm, eps, self._kernel(names), bias)
+
+    def _dense_linear(self, prefix: str, name: str) -> Linear:
+        weights = self._dense(f"{prefix}{name}.weight")
+        if self._packing.weights == "bf16":
+            weights = to_bfloat16(weights)
+        return Linear(DenseMatrix(weights), bias=self._bias(prefix, (name,)))
+
+    def _bias(self, prefix: str, names: tuple[str, ...]) -> F32Array | None:
+        """Return the biases of these linears one after the other, None where none has one."""
+        biased = self._config.biased
+        if not any(name in biased for name in names):
+            return None
+        parts = [
+            self._vector(f"{prefix}{name}.bias")
+            if name in biased
+            else np.zeros(self._shapes[name][0], np.float32)
+            for name in names
+        ]
+        return np.concatenate(parts)
 
     def _kernel(self, names: tuple[str, ...]) -> str:
         return self._packing.kernels[fused_shape(self._shapes, names)]
@@ -221,15 +271,17 @@ class WeightReader:
 
     def _pack(self, matrix: TernaryMatrix, row: int, linear: str) -> None:
         weight = f"{linear}.weight"
+        quantization = self._config.quantization
+        assert quantization is not None
         try:
             if (parts := self._checkpoint.ternary_rows(weight)) is not None:
                 for begin, codes, scales in parts:
                     matrix.pack_codes(row + begin, codes, scales)
-            elif self._config.quantization.mode == "online":
-                matrix.pack_master(row, self._checkpoint.view(weight))
+            elif quantization.mode == "online":
+                self._pack_floats(matrix, row, self._checkpoint.view(weight))
             else:
                 stored = self._checkpoint.view(f"{linear}.weight_scale")
-                scale = output_scale(self._config.quantization.linear_class, stored)
+                scale = output_scale(quantization.linear_class, stored)
                 matrix.pack_hf(row, self._checkpoint.view(weight), scale)
         except QuantizationError as error:
             raise QuantizationError(
@@ -237,13 +289,26 @@ class WeightReader:
             ) from error
         self._done(weight)
 
+    def _pack_floats(self, matrix: TernaryMatrix, row: int, weights: DenseArray) -> None:
+        # Masters always have a scale for the whole of them; what became ternary elsewhere need not.
+        codes = exact_ternary(weights) if self._packing.weights == "ternary" else None
+        if codes is None:
+            matrix.pack_master(row, weights)
+        else:
+            matrix.pack_codes(row, *codes)
+
     def _optional_norm(self, prefix: str, name: str | None) -> F32Array | None:
         return None if name is None else self._norm(prefix + name)
 
     def _norm(self, name: str) -> F32Array:
-        gain = to_float32(self._finite(name))
+        gain = self._vector(name)
+        offset = self._family.norm_offset
+        return gain + np.float32(offset) if offset else gain
+
+    def _vector(self, name: str) -> F32Array:
+        values = to_float32(self._finite(name))
         self._done(name)
-        return gain
+        return values
 
     def _dense(self, name: str) -> DenseArray:
         array = self._checkpoint.view(name) if self._packed is not None else self._finite(name)

@@ -1,8 +1,10 @@
-"""Running a checkpoint in transformers, float32, on its quantised path."""
+"""Running a checkpoint in transformers, in float32, a ternary one on its quantised path."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # The quantisers are decorated with torch.compile; eager they are the formulas as written, and
@@ -12,12 +14,11 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 import numpy as np
 import torch
 import transformers
+from checkpoints import parse, quantization_config, write_checkpoint
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from checkpoints import Config
     from numpy.typing import NDArray
 
@@ -40,10 +41,8 @@ class Reference:
     """A checkpoint directory as transformers loads it."""
 
     def __init__(self, directory: Path, config: Config) -> None:
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
-        self._check_quantised(config)
+        self._model = _load(directory, config)
+        self._check_linears(quantization_config(config), config["num_hidden_layers"])
 
     def run(self, token_ids: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return hidden states [L + 1, T, hidden], as `Decoder.step` does, and logits [T, V]."""
@@ -74,14 +73,38 @@ class Reference:
         )
         return np.asarray(out[0, len(prompt) :].numpy(), np.int32)
 
-    def _check_quantised(self, config: Config) -> None:
-        quantization = config["quantization_config"]
+    def _check_linears(self, quantization: Config, layers: int) -> None:
         automatic = quantization.get("linear_class") == "autobitlinear"
-        expected = AutoBitLinear if automatic else BitLinear
+        quantised = AutoBitLinear if automatic else BitLinear
         linears = [m for name, m in self._model.named_modules() if name.endswith("_proj")]
-        assert len(linears) == 7 * config["num_hidden_layers"]
+        assert len(linears) == 7 * layers
         for linear in linears:
-            assert type(linear) is expected
+            assert type(linear) is (quantised if quantization else torch.nn.Linear)
+            if not quantization:
+                continue
             assert (linear.rms_norm is not None) == bool(quantization.get("use_rms_norm"))
             if automatic:
                 assert linear.online_quant == (quantization["quantization_mode"] == "online")
+
+
+def _load(directory: Path, config: Config) -> Any:
+    if config["architectures"] != ["BitnetForCausalLM"]:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+    # 1bitLLM's class is not in transformers: its BitNet is, under other names.
+    known = config | {
+        "architectures": ["BitNetForCausalLM"],
+        "model_type": "bitnet",
+        "quantization_config": quantization_config(config) | {"quant_method": "bitnet"},
+    }
+    tensors = {
+        _bitnet_name(name): tensor
+        for name, tensor in parse((directory / "model.safetensors").read_bytes()).items()
+    }
+    with tempfile.TemporaryDirectory() as renamed:
+        return _load(write_checkpoint(Path(renamed), known, tensors), known)
+
+
+def _bitnet_name(name: str) -> str:
+    return name.replace("inner_attn_ln", "attn_sub_norm").replace("ffn_layernorm", "ffn_sub_norm")

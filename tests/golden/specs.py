@@ -18,6 +18,7 @@ _OFFLINE = {
     "linear_class": "autobitlinear",
     "quantization_mode": "offline",
 }
+_GELU = "gelu_pytorch_tanh"
 _ONLINE = _OFFLINE | {"quantization_mode": "online"}
 _DIVIDE = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]}
 _LLAMA3 = {
@@ -46,6 +47,15 @@ def _bitnet(hidden: int, heads: int, kv_heads: int, inner: int, **other: Any) ->
 
 def _llama(hidden: int, heads: int, kv_heads: int, inner: int, **other: Any) -> Config:
     return _config("LlamaForCausalLM", "llama", "silu", hidden, heads, kv_heads, inner) | other
+
+
+def _gemma(
+    architecture: str, model_type: str, hidden: int, heads: int, kv_heads: int, inner: int
+) -> Config:
+    config = _config(architecture, model_type, _GELU, hidden, heads, kv_heads, inner)
+    config["hidden_activation"] = config.pop("hidden_act")
+    other = {"head_dim": 16, "num_hidden_layers": 3, "tie_word_embeddings": False}
+    return config | other | {"sliding_window": 12}
 
 
 def _config(
@@ -157,6 +167,89 @@ SPECS = (
         ),
         dtype="BF16",
         shards=2,
+    ),
+    # The form of 1bitLLM/bitnet_b1_58-3B: masters, other names, sizes that divide nothing.
+    Spec(
+        "bitnet_1bitllm",
+        _config("BitnetForCausalLM", "llama", "silu", 60, 3, 3, 90)
+        | {"rope_theta": 10000.0, "input_bits": 8, "weight_bits": 1},
+        dtype="F16",
+    ),
+    # Plain floats from here on. Gemma's hidden size has a root that every type holds: transformers,
+    # which runs these in float32, would round another one to another type than we do.
+    Spec(
+        "llama_dense",
+        _llama(
+            64,
+            4,
+            2,
+            100,
+            attention_bias=True,
+            mlp_bias=True,
+            rope_theta=500000.0,
+            rope_scaling=_LLAMA3,
+        ),
+        dtype="BF16",
+    ),
+    Spec(
+        "mistral",
+        _config("MistralForCausalLM", "mistral", "silu", 72, 4, 2, 100)
+        | {
+            "head_dim": 20,
+            "rope_theta": 10000.0,
+            "sliding_window": 13,
+            "tie_word_embeddings": False,
+        },
+        dtype="BF16",
+        shards=2,
+    ),
+    Spec(
+        "qwen2",
+        _config("Qwen2ForCausalLM", "qwen2", "silu", 64, 4, 2, 84)
+        | {
+            "max_window_layers": 1,
+            "rope_theta": 1000000.0,
+            "sliding_window": 11,
+            "use_sliding_window": True,
+        },
+        dtype="F16",
+    ),
+    Spec(
+        "qwen3",
+        _config("Qwen3ForCausalLM", "qwen3", "silu", 56, 4, 1, 92)
+        | {"head_dim": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
+        dtype="BF16",
+    ),
+    Spec(
+        "gemma",
+        _config("GemmaForCausalLM", "gemma", _GELU, 36, 4, 1, 80)
+        | {"head_dim": 16, "rope_theta": 10000.0},
+        dtype="BF16",
+    ),
+    Spec(
+        "gemma2",
+        _gemma("Gemma2ForCausalLM", "gemma2", 64, 4, 2, 80)
+        | {
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 20.0,
+            "query_pre_attn_scalar": 12,
+            "rope_theta": 10000.0,
+        },
+        dtype="F16",
+    ),
+    Spec(
+        "gemma3",
+        _gemma("Gemma3ForCausalLM", "gemma3_text", 64, 4, 2, 80)
+        | {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "query_pre_attn_scalar": 20,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_theta": 1000000.0,
+            "sliding_window_pattern": 3,
+        },
+        dtype="BF16",
     ),
 )
 

@@ -9,7 +9,7 @@ from golden.specs import SPECS
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
 from ryzanstein.loaders.model_files import open_files
-from ryzanstein.models import ModelConfig, read_config
+from ryzanstein.models import ModelConfig, num_parameters, read_config
 from ryzanstein.models.config import QuantizationConfig
 from ryzanstein.models.rope import RopeConfig
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from checkpoints import Config
 
-BITNET, LLAMA = SPECS[0].config, SPECS[4].config
+BITNET, LLAMA, GEMMA3 = SPECS[0].config, SPECS[4].config, SPECS[-1].config
 # config.json of microsoft/bitnet-b1.58-2B-4T, without what no engine reads.
 FLAGSHIP: Config = {
     "architectures": ["BitNetForCausalLM"],
@@ -73,16 +73,17 @@ def test_flagship(tmp_path: Path) -> None:
         max_position_embeddings=4096,
         rms_norm_eps=1e-5,
         activation="relu2",
-        rope=RopeConfig("default", 500000.0),
+        ropes=(RopeConfig("default", 500000.0),),
         tie_word_embeddings=True,
         attn_sub_norm=True,
         ffn_sub_norm=True,
         quantization=QuantizationConfig("autobitlinear", "offline", False, 1e-6),
+        sliding_windows=(0,) * 30,
     )
 
 
 def test_flagship_parameters(tmp_path: Path) -> None:
-    assert read(tmp_path, FLAGSHIP).num_parameters == 2_412_820_480
+    assert num_parameters(read(tmp_path, FLAGSHIP)) == 2_412_820_480
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -94,7 +95,7 @@ def test_parameters_are_those_of_the_tensors(spec: Any, tmp_path: Path) -> None:
         for name, tensor in random_tensors(spec.config, 0, "BF16").items()
         if not name.endswith("weight_scale")
     )
-    assert read(tmp_path, spec.config).num_parameters == count
+    assert num_parameters(read(tmp_path, spec.config)) == count
 
 
 def test_null_kv_heads_means_every_head(tmp_path: Path) -> None:
@@ -113,6 +114,7 @@ def test_missing_linear_class_divides(tmp_path: Path) -> None:
 def test_mode_means_nothing_to_bitlinear(tmp_path: Path) -> None:
     section = {"quant_method": "bitnet", "quantization_mode": "online"}
     config = read(tmp_path, LLAMA | {"quantization_config": section})
+    assert config.quantization is not None
     assert config.quantization.mode == "offline"
 
 
@@ -148,9 +150,9 @@ def test_wrong_type_or_range(key: str, value: object, tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[Config, type[Exception], str]] = {
     "architecture": (
-        BITNET | {"architectures": ["Qwen3ForCausalLM"]},
+        BITNET | {"architectures": ["PhiForCausalLM"]},
         UnsupportedFormatError,
-        "'Qwen3ForCausalLM'; supported are BitNetForCausalLM, LlamaForCausalLM",
+        "'PhiForCausalLM'; supported are BitNetForCausalLM, BitnetForCausalLM, Gemma2ForCausalLM",
     ),
     "architectures": (
         BITNET | {"architectures": ["BitNetForCausalLM", "LlamaForCausalLM"]},
@@ -182,21 +184,31 @@ BAD: dict[str, tuple[Config, type[Exception], str]] = {
         CorruptFileError,
         "field 'head_dim' is 32, but 4 heads of it do not make up hidden_size 64",
     ),
-    "attention bias": (
-        LLAMA | {"attention_bias": True},
+    "activation of a family": (
+        GEMMA3 | {"hidden_activation": "silu"},
         UnsupportedFormatError,
-        "field 'attention_bias' is true; linears with a bias are not supported",
+        "field 'hidden_activation' is 'silu'; supported are gelu_pytorch_tanh and gelu",
     ),
-    "mlp bias": (LLAMA | {"mlp_bias": True}, UnsupportedFormatError, "field 'mlp_bias' is true"),
-    "not quantised": (
-        without(BITNET, "quantization_config"),
-        UnsupportedFormatError,
-        "the model is not quantised. Only ternary (BitNet b1.58) models run here",
+    "too few layer types": (
+        GEMMA3 | {"layer_types": ["full_attention"]},
+        CorruptFileError,
+        "field 'layer_types' must name sliding_attention or full_attention for each of 3 layers, "
+        "found 1 names: full_attention",
     ),
-    "null quantisation": (
-        BITNET | {"quantization_config": None},
-        UnsupportedFormatError,
-        "the model is not quantised",
+    "unknown layer type": (
+        GEMMA3 | {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
+        CorruptFileError,
+        "found 3 names: full_attention, linear_attention",
+    ),
+    "soft cap": (
+        GEMMA3 | {"final_logit_softcapping": -1},
+        CorruptFileError,
+        "field 'final_logit_softcapping' must be a number",
+    ),
+    "window": (
+        GEMMA3 | {"sliding_window": 0},
+        CorruptFileError,
+        "field 'sliding_window' must be an integer",
     ),
     "no method": (
         BITNET | {"quantization_config": {"linear_class": "autobitlinear"}},
@@ -248,6 +260,59 @@ def test_bad_configuration(
     with pytest.raises(error, match=re.escape(message)) as caught:
         read(tmp_path, config)
     assert str(tmp_path / "config.json") in str(caught.value)
+
+
+def test_floats_have_no_quantization(tmp_path: Path) -> None:
+    assert read(tmp_path, without(BITNET, "quantization_config")).quantization is None
+    assert read(tmp_path, BITNET | {"quantization_config": None}).quantization is None
+
+
+def test_gemma3_in_the_spelling_of_transformers_5(tmp_path: Path) -> None:
+    old = read(tmp_path, GEMMA3)
+    spelt = {name: value for name, value in GEMMA3.items() if not name.startswith("rope_")}
+    spelt |= {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }
+    del spelt["sliding_window_pattern"]
+    assert read(tmp_path, spelt) == old
+    assert old.sliding_windows == (12, 12, 0)
+    assert old.ropes == (RopeConfig("linear", 1000000.0, 8.0), RopeConfig("default", 10000.0))
+
+
+def qwen(**values: Any) -> Config:
+    return LLAMA | {"architectures": ["Qwen2ForCausalLM"], "quantization_config": None} | values
+
+
+def test_windows_of_late_layers_are_on_request(tmp_path: Path) -> None:
+    late = qwen(num_hidden_layers=4, sliding_window=8, max_window_layers=3)
+    assert read(tmp_path, late).sliding_windows == (0, 0, 0, 0)
+    assert read(tmp_path, late | {"use_sliding_window": True}).sliding_windows == (0, 0, 0, 8)
+
+
+def test_a_null_window_sees_everything(tmp_path: Path) -> None:
+    mistral = LLAMA | {"architectures": ["MistralForCausalLM"], "quantization_config": None}
+    assert read(tmp_path, mistral | {"sliding_window": None}).sliding_windows == (0, 0)
+    assert read(tmp_path, mistral).sliding_windows == (4096, 4096)
+
+
+def test_biases_in_the_order_of_a_layer(tmp_path: Path) -> None:
+    assert read(tmp_path, LLAMA).biased == ()
+    assert read(tmp_path, qwen()).biased == tuple(f"self_attn.{x}_proj" for x in "qkv")
+    assert read(tmp_path, LLAMA | {"mlp_bias": True}).biased == (
+        *("mlp.gate_proj", "mlp.up_proj"),
+        "mlp.down_proj",
+    )
+
+
+def test_what_1bitllm_leaves_out(tmp_path: Path) -> None:
+    config = without(BITNET, "quantization_config") | {"architectures": ["BitnetForCausalLM"]}
+    assert read(tmp_path, config).quantization == QuantizationConfig(
+        "autobitlinear", "online", False, 1e-6
+    )
 
 
 def test_missing_directory_and_config(tmp_path: Path) -> None:

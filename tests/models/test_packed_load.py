@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from checkpoints import random_tensors, write_checkpoint
+from checkpoints import quantization_config, random_tensors, write_checkpoint
 from golden.engine import Sequence
 from golden.specs import SPECS
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 OFFLINE = SPECS[0]
 PROMPT = np.arange(10)
 EMBEDDING = "model.embed_tokens.weight"
+
+TERNARY = [spec for spec in SPECS if quantization_config(spec.config)]
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +87,18 @@ def check_remade(directory: Path, cache: WeightCache) -> None:
     assert results(warm) == expected
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_floats_are_read_in_place_and_not_kept_twice(cache: WeightCache, tmp_path: Path) -> None:
+    spec = next(spec for spec in SPECS if spec.name == "mistral")
+    tensors = random_tensors(spec.config, 1)
+    directory = write_checkpoint(tmp_path / "model", spec.config, tensors, shards=2)
+    model = load(directory, cache)
+    linears = [t.array.nbytes for name, t in tensors.items() if name.endswith("_proj.weight")]
+    assert model.mapped_bytes == sum(linears)
+    assert file_of(directory, cache).stat().st_size < sum(linears) / 2  # the codes of the head
+    assert results(load(directory, cache)) == results(model)
+
+
+@pytest.mark.parametrize("spec", TERNARY, ids=lambda spec: spec.name)
 def test_the_second_load_is_the_same_model(spec: Spec, cache: WeightCache, tmp_path: Path) -> None:
     tensors = random_tensors(spec.config, 1)
     directory = write_checkpoint(tmp_path / "model", spec.config, tensors, shards=2)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from checkpoints import quantization_config
 
 from reference import decoder, ops
 
@@ -20,24 +21,32 @@ if TYPE_CHECKING:
 
 
 class Oracle:
-    """A decoder over a checkpoint's tensors."""
+    """A decoder over a checkpoint's tensors, written from transformers' modelling code."""
 
     def __init__(self, config: Config, tensors: Mapping[str, Stored]) -> None:
         self._config = config
         self._tensors = tensors
+        self._quantization = quantization_config(config)
+        self._is_gemma = config["architectures"][0].startswith("Gemma")
         heads: int = config["num_attention_heads"]
         dim = int(config.get("head_dim") or config["hidden_size"] // heads)
         embedding = self._values("model.embed_tokens.weight")
+        scalar = config.get("query_pre_attn_scalar", dim)
+        ropes = [inverse_frequencies(section, dim) for section in rope_sections(config)]
         self._decoder = decoder.Decoder(
             decoder.Config(
                 num_heads=heads,
                 num_kv_heads=config["num_key_value_heads"],
                 head_dim=dim,
                 rms_norm_eps=config["rms_norm_eps"],
-                activation=config["hidden_act"],
-                inv_freq=inverse_frequencies(config, dim)[None],
+                activation=ACTIVATIONS[config.get("hidden_activation") or config["hidden_act"]],
+                inv_freq=np.stack(ropes),
+                embedding_scale=math.sqrt(config["hidden_size"]) if self._is_gemma else 1.0,
+                attention_scale=scalar**-0.5,
+                attention_softcap=config.get("attn_logit_softcapping") or 0.0,
+                final_softcap=config.get("final_logit_softcapping") or 0.0,
             ),
-            [self._layer(f"model.layers.{i}.") for i in range(config["num_hidden_layers"])],
+            [self._layer(i) for i in range(config["num_hidden_layers"])],
             embedding,
             self._norm("model.norm"),
             embedding if config["tie_word_embeddings"] else self._values("lm_head.weight"),
@@ -47,47 +56,100 @@ class Oracle:
         """Run one sequence from position 0."""
         return self._decoder.forward(token_ids)
 
-    def _layer(self, layer: str) -> decoder.Layer:
+    def _layer(self, index: int) -> decoder.Layer:
+        layer = f"model.layers.{index}."
+        window = sliding_windows(self._config)[index]
+        # In Gemma 2 and 3 the norm after attention is of its output.
+        around = f"{layer}pre_feedforward_layernorm.weight" in self._tensors
+        after = f"{layer}post_attention_layernorm"
         return decoder.Layer(
             input_norm=self._norm(f"{layer}input_layernorm"),
             attn_in=[self._linear(f"{layer}self_attn.{name}_proj") for name in "qkv"],
-            attn_sub_norm=self._optional_norm(f"{layer}self_attn.attn_sub_norm"),
+            q_norm=self._optional_norm(f"{layer}self_attn.q_norm"),
+            k_norm=self._optional_norm(f"{layer}self_attn.k_norm"),
+            sliding_window=window,
+            rope=int(window > 0 and len(rope_sections(self._config)) > 1),
+            attn_sub_norm=self._either_norm(layer, "attn_sub_norm", "inner_attn_ln"),
             o_proj=self._linear(f"{layer}self_attn.o_proj"),
-            ffn_norm=self._norm(f"{layer}post_attention_layernorm"),
+            attn_output_norm=self._norm(after) if around else None,
+            ffn_norm=self._norm(f"{layer}pre_feedforward_layernorm" if around else after),
             mlp_in=[self._linear(f"{layer}mlp.{name}_proj") for name in ("gate", "up")],
-            ffn_sub_norm=self._optional_norm(f"{layer}mlp.ffn_sub_norm"),
+            ffn_sub_norm=self._either_norm(layer, "ffn_sub_norm", "ffn_layernorm"),
             down_proj=self._linear(f"{layer}mlp.down_proj"),
+            ffn_output_norm=self._optional_norm(f"{layer}post_feedforward_layernorm"),
         )
 
     def _linear(self, name: str) -> decoder.Linear:
+        bias = self._values(f"{name}.bias") if f"{name}.bias" in self._tensors else None
+        if not self._quantization:
+            return decoder.DenseLinear(self._values(f"{name}.weight"), bias=bias)
         codes, scale = self._ternary(name)
-        eps = self._config["quantization_config"].get("rms_norm_eps", 1e-6)
+        eps = self._quantization.get("rms_norm_eps", 1e-6)
         norm = self._optional_norm(f"{name}.rms_norm")
-        return decoder.TernaryLinear(codes, np.full(len(codes), scale), norm, eps)
+        return decoder.TernaryLinear(codes, np.full(len(codes), scale), norm, eps, bias)
 
     def _ternary(self, name: str) -> tuple[I8, float]:
-        quantization = self._config["quantization_config"]
-        if quantization.get("quantization_mode") == "online":
+        if self._quantization.get("quantization_mode") == "online":
             return ops.ternarize(self._values(f"{name}.weight"))
         scale = float(self._values(f"{name}.weight_scale").item())
-        inverted = quantization.get("linear_class", "bitlinear") == "bitlinear"
+        inverted = self._quantization.get("linear_class", "bitlinear") == "bitlinear"
         codes = ops.unpack_hf(self._tensors[f"{name}.weight"].array)
         return codes, 1 / scale if inverted else scale
 
     def _norm(self, name: str) -> F64:
-        return self._values(f"{name}.weight")
+        return self._values(f"{name}.weight") + (1.0 if self._is_gemma else 0.0)
 
     def _optional_norm(self, name: str) -> F64 | None:
         return self._norm(name) if f"{name}.weight" in self._tensors else None
+
+    def _either_norm(self, layer: str, *names: str) -> F64 | None:
+        for part in ("self_attn", "mlp"):
+            for name in names:
+                if (norm := self._optional_norm(f"{layer}{part}.{name}")) is not None:
+                    return norm
+        return None
 
     def _values(self, name: str) -> F64:
         return self._tensors[name].values()
 
 
-def inverse_frequencies(config: Config, dim: int) -> F64:
-    """Return float64 [dim / 2] for rope types default, linear and llama3 (arXiv:2104.09864)."""
+ACTIVATIONS = {"silu": "silu", "relu2": "relu2", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def sliding_windows(config: Config) -> list[int]:
+    """Return for each layer how many keys a token sees, 0 for all."""
+    layers: int = config["num_hidden_layers"]
+    window = config.get("sliding_window") or 0
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        return [window if kind == "sliding_attention" else 0 for kind in kinds]
+    match config["architectures"][0]:
+        case "MistralForCausalLM":
+            return [window] * layers
+        case "Qwen2ForCausalLM" | "Qwen3ForCausalLM" if config.get("use_sliding_window"):
+            return [window if i >= config["max_window_layers"] else 0 for i in range(layers)]
+        case "Gemma2ForCausalLM":
+            return [window if i % 2 == 0 else 0 for i in range(layers)]
+        case "Gemma3ForCausalLM":
+            pattern = config["sliding_window_pattern"]
+            return [window if (i + 1) % pattern else 0 for i in range(layers)]
+    return [0] * layers
+
+
+def rope_sections(config: Config) -> list[Config]:
+    """Return the rotary parameters, those of layers that see everything first."""
     section = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(section["rope_theta"] if "rope_theta" in section else config["rope_theta"])
+    if "full_attention" in section:
+        return [section["full_attention"], section["sliding_attention"]]
+    whole = {"rope_theta": config.get("rope_theta")} | section
+    if config["architectures"] == ["Gemma3ForCausalLM"]:
+        return [whole, {"rope_theta": config["rope_local_base_freq"]}]
+    return [whole]
+
+
+def inverse_frequencies(section: Config, dim: int) -> F64:
+    """Return float64 [dim / 2] for rope types default, linear and llama3 (arXiv:2104.09864)."""
+    theta = float(section["rope_theta"])
     base = np.array([theta ** (-2.0 * i / dim) for i in range(dim // 2)])
     kind = section.get("rope_type", "default")
     if kind == "default":

@@ -1,0 +1,125 @@
+"""The ways to hold the weights of one checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import tolerances
+from checkpoints import Stored, Tensors, random_tensors, store, write_checkpoint
+from golden.engine import Sequence
+from golden.files import relative_error
+from golden.specs import SPECS
+from reference import ops
+from reference.model import Oracle
+
+from ryzanstein.errors import UnsupportedFormatError, ValidationError
+from ryzanstein.llm import LLM
+from ryzanstein.loaders.model_files import open_files
+from ryzanstein.models import load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from checkpoints import Config
+    from numpy.typing import NDArray
+
+    from ryzanstein.config import WeightKind
+
+PROMPT = np.arange(1, 21)
+FLOATS: Config = next(spec for spec in SPECS if spec.name == "mistral").config
+TERNARY: Config = next(spec for spec in SPECS if spec.name == "bitnet_offline").config
+
+
+def logits(directory: Path, weights: WeightKind) -> NDArray[np.float32]:
+    model = load_model(open_files(directory), threads=2, isa=None, weights=weights)
+    return Sequence(model, len(PROMPT)).extend(PROMPT)[1]
+
+
+def is_linear(name: str) -> bool:
+    return name.endswith("_proj.weight")
+
+
+def rounded(tensors: Tensors) -> Tensors:
+    return {n: store(t.values(), "BF16") if is_linear(n) else t for n, t in tensors.items()}
+
+
+def test_bf16_rounds_the_linears(tmp_path: Path) -> None:
+    tensors = random_tensors(FLOATS, 1, "F32")
+    whole = write_checkpoint(tmp_path / "f32", FLOATS, tensors)
+    short = write_checkpoint(tmp_path / "bf16", FLOATS, rounded(tensors))
+    assert np.array_equal(logits(whole, "bf16"), logits(short, "auto"))
+    assert not np.array_equal(logits(whole, "bf16"), logits(whole, "auto"))
+
+
+def test_ternary_makes_masters_of_floats(tmp_path: Path) -> None:
+    tensors = random_tensors(FLOATS, 2, "BF16")
+    masters = FLOATS | {
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "online",
+        }
+    }
+    floats = write_checkpoint(tmp_path / "floats", FLOATS, tensors)
+    known = write_checkpoint(tmp_path / "masters", masters, tensors)
+    assert np.array_equal(logits(floats, "ternary"), logits(known, "auto"))
+
+
+def already_ternary(tensors: Tensors, seed: int) -> Tensors:
+    """Return the tensors with every linear ternary, a magnitude for each quarter of its rows."""
+    rng = np.random.default_rng(seed)
+    changed: Tensors = dict(tensors)
+    for name, tensor in tensors.items():
+        if is_linear(name):
+            rows = len(tensor.array)
+            codes, scale = ops.ternarize(tensor.values())
+            quarters = rng.uniform(0.5, 2.0, 4)[np.arange(rows) * 4 // rows]
+            changed[name] = store(codes * (scale * quarters)[:, None], "F16")
+    return changed
+
+
+class Trilm(Oracle):
+    """Linears whose rows have scales of their own, with quantised inputs."""
+
+    def _ternary(self, name: str) -> tuple[NDArray[np.int8], float]:
+        values = self._values(f"{name}.weight")
+        scales = np.abs(values).max(axis=1)
+        return np.sign(values).astype(np.int8), scales  # type: ignore[return-value]
+
+
+def test_weights_that_are_ternary_already_stay_what_they_are(tmp_path: Path) -> None:
+    tensors = already_ternary(random_tensors(FLOATS, 5, "F16"), 5)
+    directory = write_checkpoint(tmp_path, FLOATS, tensors)
+    quantised = FLOATS | {"quantization_config": {"quantization_mode": "online"}}
+    expected = Trilm(quantised, tensors).forward(PROMPT)
+    assert expected.margin > tolerances.GOLDEN_MARGIN  # no activation is near a boundary
+    found = logits(directory, "ternary")
+    assert relative_error(found, expected.logits) < tolerances.GOLDEN_LOGITS
+    plain = Oracle(FLOATS, tensors).forward(PROMPT)
+    assert relative_error(logits(directory, "auto"), plain.logits) < tolerances.GOLDEN_LOGITS
+    assert relative_error(logits(directory, "ternary"), plain.logits) < 0.1
+
+
+def test_a_row_of_zeros_is_ternary(tmp_path: Path) -> None:
+    tensors = already_ternary(random_tensors(FLOATS, 4, "F16"), 4)
+    name = "model.layers.0.mlp.up_proj.weight"
+    zeroed = tensors[name].array.copy()
+    zeroed[3] = 0
+    tensors[name] = Stored("F16", zeroed)
+    directory = write_checkpoint(tmp_path, FLOATS, tensors)
+    assert np.isfinite(logits(directory, "ternary")).all()
+
+
+@pytest.mark.parametrize("weights", ["bf16"])
+def test_a_ternary_checkpoint_stays_ternary(weights: WeightKind, tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, TERNARY, random_tensors(TERNARY, 5))
+    assert np.array_equal(logits(directory, "auto"), logits(directory, "ternary"))
+    with pytest.raises(UnsupportedFormatError, match=f"the model is ternary, which {weights}"):
+        logits(directory, weights)
+
+
+def test_unknown_weights() -> None:
+    with pytest.raises(ValidationError, match="weights must be one of"):
+        LLM(weights="int3")  # type: ignore[arg-type]

@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
-__all__ = ["check_tensors", "count_parameters", "fused_shape", "linear_shapes", "matrix_shapes"]
+__all__ = [
+    "FLOATS",
+    "check_tensors",
+    "count_parameters",
+    "fused_shape",
+    "linear_shapes",
+    "matrix_shapes",
+]
 
-_FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 _READABLE = tuple(TYPES)  # whatever a view shows as floats
 
 
@@ -110,7 +117,7 @@ def _expected_tensors(
     hidden = config.hidden_size
     vocabulary = (config.vocab_size, hidden)
     yield _Expected(family.embedding, _READABLE, (vocabulary,))
-    yield _Expected(family.final_norm, _FLOATS, ((hidden,),))
+    yield _Expected(family.final_norm, FLOATS, ((hidden,),))
     if not config.tie_word_embeddings:
         yield _Expected(family.lm_head, _READABLE, (vocabulary,))
     norms = {
@@ -128,11 +135,11 @@ def _expected_tensors(
         layer = family.layer.format(index=index)
         for norm, size in norms.items():
             if norm is not None:
-                yield _Expected(layer + norm, _FLOATS, ((size,),))
+                yield _Expected(layer + norm, FLOATS, ((size,),))
         for linear, shape in shapes.items():
             yield from _expected_linear(config, family, layer + linear, shape, scaled)
             if linear in config.biased:
-                yield _Expected(f"{layer}{linear}.bias", _FLOATS, (shape[:1],))
+                yield _Expected(f"{layer}{linear}.bias", FLOATS, (shape[:1],))
 
 
 def _expected_linear(
@@ -145,12 +152,12 @@ def _expected_linear(
     elif weight in scaled:
         yield _Expected(weight, TERNARY_TYPES, (shape,))
     elif not _is_packed(config):
-        yield _Expected(weight, _FLOATS, (shape,))
+        yield _Expected(weight, FLOATS, (shape,))
     else:
         yield _Expected(weight, ("U8",), ((rows // 4, columns),))
-        yield _Expected(f"{name}.weight_scale", _FLOATS, ((1,), ()))
+        yield _Expected(f"{name}.weight_scale", FLOATS, ((1,), ()))
     if config.has_input_norms:
-        yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
+        yield _Expected(name + family.linear_norm, FLOATS, ((columns,),))
 
 
 def _is_packed(config: ModelConfig) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from ryzanstein._core import DenseMatrix, LayerWeights, Linear, TernaryMatrix, TernaryRows
 from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
-from ryzanstein.models.tensors import fused_shape, linear_shapes
+from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes
 from ryzanstein.quant import (
     exact_ternary,
     first_non_finite,
@@ -163,7 +163,8 @@ class WeightReader:
             return 0
         layers = [self._family.layer.format(index=i) for i in range(self._config.num_layers)]
         names = [f"{layer}{linear}.weight" for layer in layers for linear in self._shapes]
-        return sum(self._checkpoint.info(name).nbytes for name in names)
+        infos = [self._checkpoint.info(name) for name in names]
+        return sum(info.nbytes for info in infos if info.dtype in FLOATS)  # others are copied
 
     def final_norm(self) -> F32Array:
         """Return the gain of the norm before the head."""

@@ -33,12 +33,15 @@ def to_float32(array: NDArray[Any]) -> F32Array:
 
 
 def to_bfloat16(array: NDArray[Any]) -> NDArray[Any]:
-    """Return finite float32 values as bfloat16 bit patterns, halves to even; other types as is."""
-    if array.dtype != np.float32:
-        return array
-    bits = array.view(np.uint32)
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    return (rounded >> np.uint32(16)).astype(np.uint16)
+    """Return finite float32 values as bfloat16 bit patterns uint16, halves to even."""
+    bits = np.ascontiguousarray(array).view(np.uint32).reshape(-1)
+    rounded = np.empty(bits.size, np.uint16)
+    step = _CHUNK // 16  # what is made on the way stays in cache
+    for begin in range(0, bits.size, step):
+        part = bits[begin : begin + step]
+        carried = part + (np.uint32(0x7FFF) + ((part >> np.uint32(16)) & np.uint32(1)))
+        rounded[begin : begin + step] = carried >> np.uint32(16)
+    return rounded.reshape(array.shape)
 
 
 def exact_ternary(array: NDArray[Any]) -> tuple[NDArray[np.int8], F32Array] | None:

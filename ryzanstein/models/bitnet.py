@@ -12,16 +12,11 @@ BITNET = Family(
     architecture="BitNetForCausalLM",
     attn_sub_norm="self_attn.attn_sub_norm.weight",
     ffn_sub_norm="mlp.ffn_sub_norm.weight",
+    is_ternary=True,
 )
 BITNET_1BITLLM = Family(
     architecture="BitnetForCausalLM",
     attn_sub_norm="self_attn.inner_attn_ln.weight",
     ffn_sub_norm="mlp.ffn_layernorm.weight",
-    defaults={
-        "quantization_config": {
-            "quant_method": "bitnet",
-            "linear_class": "autobitlinear",
-            "quantization_mode": "online",
-        }
-    },
+    is_ternary=True,
 )

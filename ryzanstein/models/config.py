@@ -109,6 +109,7 @@ def parse_config(fields: Fields, family: Family) -> ModelConfig:
             f"hidden_size {hidden}, as the norm after attention needs"
         )
     context = fields.integer("max_position_embeddings", _MAX_COUNT)
+    _require_causal(fields)
     layers = fields.integer("num_hidden_layers", _MAX_LAYERS)
     tied = fields.boolean("tie_word_embeddings", default=False)
     config = ModelConfig(
@@ -123,11 +124,11 @@ def parse_config(fields: Fields, family: Family) -> ModelConfig:
         max_position_embeddings=context,
         rms_norm_eps=fields.number("rms_norm_eps", *_EPS),
         activation=_activation(fields, family),
-        ropes=read_ropes(fields, context, local=family.local_rope),
+        ropes=read_ropes(fields, family, context),
         tie_word_embeddings=tied,
         attn_sub_norm=family.attn_sub_norm is not None,
         ffn_sub_norm=family.ffn_sub_norm is not None,
-        quantization=_quantization(fields, tied),
+        quantization=_quantization(fields, family, tied),
         sliding_windows=_sliding_windows(fields, family, layers),
         biased=_biased(fields, family),
     )
@@ -158,6 +159,14 @@ def with_weights(config: ModelConfig, weights: WeightKind) -> tuple[ModelConfig,
             'load it with weights="auto"'
         )
     return config, "auto"
+
+
+def _require_causal(fields: Fields) -> None:
+    if fields.boolean("use_bidirectional_attention", default=False):
+        raise UnsupportedFormatError(
+            f"{fields.name('use_bidirectional_attention')} is true: the model embeds texts, and "
+            "does not continue them"
+        )
 
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
@@ -245,10 +254,10 @@ def _window_rule(fields: Fields, family: Family, layers: int) -> list[bool]:
     return [(index + 1) % pattern != 0 for index in range(layers)]
 
 
-def _quantization(fields: Fields, tied: bool) -> QuantizationConfig | None:
+def _quantization(fields: Fields, family: Family, tied: bool) -> QuantizationConfig | None:
     section = fields.section("quantization_config")
     if section is None:
-        return None
+        return _MASTERS if family.is_ternary else None
     _one_of(section, "quant_method", section.text("quant_method"), ("bitnet",))
     linear_class = section.text("linear_class", "bitlinear")
     mode = section.text("quantization_mode", "offline")

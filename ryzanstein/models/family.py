@@ -45,6 +45,8 @@ class Family:
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     # Linears with a bias whatever the configuration says.
     biased: tuple[str, ...] = ()
+    # Linears are ternary where the configuration does not say how: made of masters.
+    is_ternary: bool = False
     # What is missing from stored norm gains.
     norm_offset: float = 0.0
     # Embeddings are multiplied by the square root of the hidden size.
@@ -56,6 +58,8 @@ class Family:
     windows: WindowRule = "none"
     # Layers with a window rotate by frequencies of their own.
     local_rope: bool = False
+    # Where the configuration has none.
+    rope_theta: float | None = None
     activation: str = "hidden_act"
     # What transformers takes for fields that are absent.
     defaults: Mapping[str, object] = field(default_factory=dict)

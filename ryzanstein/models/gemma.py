@@ -43,12 +43,12 @@ GEMMA3 = replace(
     q_norm="self_attn.q_norm.weight",
     k_norm="self_attn.k_norm.weight",
     local_rope=True,
+    rope_theta=1000000.0,
     defaults={
         "head_dim": 256,
         "hidden_activation": _GELU,
         "query_pre_attn_scalar": 256,
         "rope_local_base_freq": 10000.0,
-        "rope_theta": 1000000.0,
         "sliding_window": 4096,
         "sliding_window_pattern": 6,
         "tie_word_embeddings": True,

@@ -6,7 +6,10 @@ from ryzanstein.models.family import Family
 
 __all__ = ["LLAMA", "MISTRAL"]
 
-LLAMA = Family(architecture="LlamaForCausalLM")
+# Configurations of Llama 1 and 2 may have neither field.
+LLAMA = Family(
+    architecture="LlamaForCausalLM", rope_theta=10000.0, defaults={"num_key_value_heads": None}
+)
 MISTRAL = Family(
     architecture="MistralForCausalLM", windows="all", defaults={"sliding_window": 4096}
 )

@@ -17,6 +17,7 @@ from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ryzanstein.models.family import Family
     from ryzanstein.models.fields import Fields
 
 __all__ = ["RopeConfig", "inverse_frequencies", "read_rope", "read_ropes"]
@@ -40,37 +41,41 @@ class RopeConfig:
     original_context: int = 0
 
 
-def read_ropes(fields: Fields, max_context: int, *, local: bool) -> tuple[RopeConfig, ...]:
-    """Return the rotary parameters of a config.json and, if `local`, those of windowed layers.
+def read_ropes(fields: Fields, family: Family, max_context: int) -> tuple[RopeConfig, ...]:
+    """Return the rotary parameters of a config.json and, if they differ, of windowed layers.
 
     Raises:
         As `read_rope`.
     """
-    if not local:
-        return (read_rope(fields, max_context),)
+    theta = family.rope_theta
+    if not family.local_rope:
+        return (read_rope(fields, max_context, theta),)
     here = RopeConfig("default", fields.number("rope_local_base_freq", *_THETA))
     section = fields.section("rope_parameters")
     if section is None or not section.has("full_attention"):
-        return read_rope(fields, max_context), here
-    everywhere = _read_section(fields, section.section("full_attention"), max_context)
+        return read_rope(fields, max_context, theta), here
+    full = section.section("full_attention")
+    everywhere = _read_section(fields, full, max_context, theta)
     windowed = section.section("sliding_attention")
     if windowed is not None and windowed.has("rope_theta"):
-        here = _read_section(windowed, windowed, max_context)
+        here = _read_section(windowed, windowed, max_context, None)
     return everywhere, here
 
 
-def read_rope(fields: Fields, max_context: int) -> RopeConfig:
-    """Return the rotary parameters of a config.json.
+def read_rope(fields: Fields, max_context: int, theta: float | None = None) -> RopeConfig:
+    """Return the rotary parameters of a config.json; `theta` is what to take where it has none.
 
     Raises:
         ModelLoadError: a field is missing, has the wrong type, or contradicts another.
         UnsupportedFormatError: a kind of scaling that is not implemented.
     """
-    return _read_section(fields, _section(fields), max_context)
+    return _read_section(fields, _section(fields), max_context, theta)
 
 
-def _read_section(fields: Fields, section: Fields | None, max_context: int) -> RopeConfig:
-    theta = _theta(fields, section)
+def _read_section(
+    fields: Fields, section: Fields | None, max_context: int, default: float | None
+) -> RopeConfig:
+    theta = _theta(fields, section, default)
     _require_whole_head(fields)
     if section is None:
         return RopeConfig("default", theta)
@@ -108,8 +113,10 @@ def _section(fields: Fields) -> Fields | None:
     return new or old
 
 
-def _theta(fields: Fields, section: Fields | None) -> float:
+def _theta(fields: Fields, section: Fields | None, default: float | None) -> float:
     if section is None or not section.has("rope_theta"):
+        if default is not None and not fields.has("rope_theta"):
+            return default
         return fields.number("rope_theta", *_THETA)
     theta = section.number("rope_theta", *_THETA)
     if fields.has("rope_theta") and fields.number("rope_theta", *_THETA) != theta:

@@ -159,12 +159,12 @@ class WeightReader:
 
     def mapped_bytes(self) -> int:
         """Return the bytes of linears that are read from the files in place."""
-        if self._config.quantization is not None or self._packing.weights != "auto":
+        if self._config.quantization is not None:
             return 0
         layers = [self._family.layer.format(index=i) for i in range(self._config.num_layers)]
         names = [f"{layer}{linear}.weight" for layer in layers for linear in self._shapes]
-        infos = [self._checkpoint.info(name) for name in names]
-        return sum(info.nbytes for info in infos if info.dtype in FLOATS)  # others are copied
+        in_place = [self._checkpoint.info(name) for name in names if not self._rounds(name)]
+        return sum(info.nbytes for info in in_place if info.dtype in FLOATS)
 
     def final_norm(self) -> F32Array:
         """Return the gain of the norm before the head."""
@@ -222,10 +222,17 @@ class WeightReader:
         return Linear(self._matrix(prefix, names), norm, eps, self._kernel(names), bias)
 
     def _dense_linear(self, prefix: str, name: str) -> Linear:
-        weights = self._dense(f"{prefix}{name}.weight")
-        if self._packing.weights == "bf16":
+        weight = f"{prefix}{name}.weight"
+        weights = self._dense(weight)
+        if self._rounds(weight):
             weights = to_bfloat16(weights)
+            self._checkpoint.release(weight)
         return Linear(DenseMatrix(weights), bias=self._bias(prefix, (name,)))
+
+    def _rounds(self, name: str) -> bool:
+        # Quantised types of GGUF are seen as float32 too.
+        is_short = self._checkpoint.info(name).dtype in ("F16", "BF16")
+        return self._packing.weights == "bf16" and not is_short
 
     def _bias(self, prefix: str, names: tuple[str, ...]) -> F32Array | None:
         """Return the biases of these linears one after the other, None where none has one."""

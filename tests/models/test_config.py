@@ -205,6 +205,11 @@ BAD: dict[str, tuple[Config, type[Exception], str]] = {
         CorruptFileError,
         "field 'final_logit_softcapping' must be a number",
     ),
+    "attention to both sides": (
+        GEMMA3 | {"use_bidirectional_attention": True},
+        UnsupportedFormatError,
+        "field 'use_bidirectional_attention' is true: the model embeds texts",
+    ),
     "window": (
         GEMMA3 | {"sliding_window": 0},
         CorruptFileError,
@@ -263,8 +268,18 @@ def test_bad_configuration(
 
 
 def test_floats_have_no_quantization(tmp_path: Path) -> None:
-    assert read(tmp_path, without(BITNET, "quantization_config")).quantization is None
-    assert read(tmp_path, BITNET | {"quantization_config": None}).quantization is None
+    assert read(tmp_path, without(LLAMA, "quantization_config")).quantization is None
+    assert read(tmp_path, LLAMA | {"quantization_config": None}).quantization is None
+
+
+def test_the_first_llamas_leave_out_what_their_class_supplies(tmp_path: Path) -> None:
+    first = without(without(LLAMA, "num_key_value_heads"), "rope_parameters")
+    config = read(tmp_path, first)
+    assert config.num_kv_heads == config.num_heads
+    assert config.ropes == (RopeConfig("default", 10000.0),)
+    section = {"rope_type": "default", "rope_theta": 700.0}
+    given = first | {"rope_parameters": section}
+    assert read(tmp_path, given).ropes == (RopeConfig("default", 700.0),)
 
 
 def test_gemma3_in_the_spelling_of_transformers_5(tmp_path: Path) -> None:
@@ -279,6 +294,14 @@ def test_gemma3_in_the_spelling_of_transformers_5(tmp_path: Path) -> None:
     }
     del spelt["sliding_window_pattern"]
     assert read(tmp_path, spelt) == old
+    spelt["rope_parameters"] = {
+        "full_attention": {"rope_type": "default", "rope_theta": 700.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 90.0},
+    }
+    assert read(tmp_path, spelt).ropes == (
+        RopeConfig("default", 700.0),
+        RopeConfig("default", 90.0),
+    )
     assert old.sliding_windows == (12, 12, 0)
     assert old.ropes == (RopeConfig("linear", 1000000.0, 8.0), RopeConfig("default", 10000.0))
 
@@ -308,11 +331,12 @@ def test_biases_in_the_order_of_a_layer(tmp_path: Path) -> None:
     )
 
 
-def test_what_1bitllm_leaves_out(tmp_path: Path) -> None:
-    config = without(BITNET, "quantization_config") | {"architectures": ["BitnetForCausalLM"]}
-    assert read(tmp_path, config).quantization == QuantizationConfig(
-        "autobitlinear", "online", False, 1e-6
-    )
+@pytest.mark.parametrize("architecture", ["BitNetForCausalLM", "BitnetForCausalLM"])
+def test_classes_of_ternary_linears_are_ternary_unsaid(architecture: str, tmp_path: Path) -> None:
+    masters = QuantizationConfig("autobitlinear", "online", False, 1e-6)
+    config = without(BITNET, "quantization_config") | {"architectures": [architecture]}
+    assert read(tmp_path, config).quantization == masters
+    assert read(tmp_path, config | {"quantization_config": None}).quantization == masters
 
 
 def test_missing_directory_and_config(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ryzanstein.errors import UnsupportedFormatError, ValidationError
 from ryzanstein.llm import LLM
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.models import load_model
+from ryzanstein.quant import exact_ternary, to_bfloat16
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,19 @@ def test_ternary_makes_masters_of_floats(tmp_path: Path) -> None:
     assert np.array_equal(logits(floats, "ternary"), logits(known, "auto"))
 
 
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_bf16_leaves_16_bits_as_they_are(dtype: str, tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, FLOATS, random_tensors(FLOATS, 6, dtype))
+    assert np.array_equal(logits(directory, "bf16"), logits(directory, "auto"))
+
+
+def test_bfloat16_rounds_halves_to_even() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 700_000), np.float32)
+    values[0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, -0.0, 1e-40]
+    expected = store(values, "BF16").array
+    np.testing.assert_array_equal(to_bfloat16(values), expected)
+
+
 def already_ternary(tensors: Tensors, seed: int) -> Tensors:
     """Return the tensors with every linear ternary, a magnitude for each quarter of its rows."""
     rng = np.random.default_rng(seed)
@@ -86,7 +100,7 @@ class Trilm(Oracle):
     def _ternary(self, name: str) -> tuple[NDArray[np.int8], float]:
         values = self._values(f"{name}.weight")
         scales = np.abs(values).max(axis=1)
-        return np.sign(values).astype(np.int8), scales  # type: ignore[return-value]
+        return np.sign(values).astype(np.int8), scales
 
 
 def test_weights_that_are_ternary_already_stay_what_they_are(tmp_path: Path) -> None:
@@ -100,6 +114,12 @@ def test_weights_that_are_ternary_already_stay_what_they_are(tmp_path: Path) -> 
     plain = Oracle(FLOATS, tensors).forward(PROMPT)
     assert relative_error(logits(directory, "auto"), plain.logits) < tolerances.GOLDEN_LOGITS
     assert relative_error(logits(directory, "ternary"), plain.logits) < 0.1
+
+
+def test_scales_of_columns_are_not_ternary_rows() -> None:
+    weights = np.array([[1.0, -1.0, 0.0], [0.5, 0.25, 0.0]], np.float32)
+    assert exact_ternary(weights[:1]) is not None
+    assert exact_ternary(weights) is None
 
 
 def test_a_row_of_zeros_is_ternary(tmp_path: Path) -> None:

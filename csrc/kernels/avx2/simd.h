@@ -17,8 +17,11 @@ constexpr std::size_t kScoreRows = 4;
 constexpr std::size_t kScoreVecs = 2;
 constexpr std::size_t kValueRows = 4;
 constexpr std::size_t kValueVecs = 2;
-constexpr std::size_t kDenseRows = 2;  // tile of the dense linear
-constexpr std::size_t kDenseTokens = 2;
+// Tiles of the dense linear, in rows by tokens: for many tokens, and for a few.
+constexpr std::size_t kDenseRows = 4;
+constexpr std::size_t kDenseTokens = 3;
+constexpr std::size_t kFewRows = 2;
+constexpr std::size_t kFewTokens = 2;
 
 // All-ones in lanes below n.
 inline __m256i first(std::size_t n) {
@@ -48,6 +51,14 @@ inline void prefetch_ahead(const void* p, std::size_t ahead) {
   for (std::size_t i = 0; i < kBytes; i += 64) {
     _mm_prefetch(static_cast<const char*>(p) + ahead + i, _MM_HINT_T0);
   }
+}
+
+// Keeps the compiler from loading v anew wherever it is used.
+inline Vec in_register(Vec v) {
+#if defined(__GNUC__)
+  __asm__("" : "+x"(v));
+#endif
+  return v;
 }
 
 inline Vec zero() { return _mm256_setzero_ps(); }

@@ -17,8 +17,11 @@ constexpr std::size_t kScoreRows = 8;
 constexpr std::size_t kScoreVecs = 2;
 constexpr std::size_t kValueRows = 4;
 constexpr std::size_t kValueVecs = 4;
-constexpr std::size_t kDenseRows = 4;  // tile of the dense linear
+// Tiles of the dense linear, in rows by tokens: for many tokens, and for a few.
+constexpr std::size_t kDenseRows = 8;
 constexpr std::size_t kDenseTokens = 3;
+constexpr std::size_t kFewRows = 4;
+constexpr std::size_t kFewTokens = 3;
 
 inline __mmask16 first(std::size_t n) {
   return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1);
@@ -47,6 +50,14 @@ inline void prefetch_ahead(const void* p, std::size_t ahead) {
   for (std::size_t i = 0; i < kBytes; i += 64) {
     _mm_prefetch(static_cast<const char*>(p) + ahead + i, _MM_HINT_T0);
   }
+}
+
+// Keeps the compiler from loading v anew wherever it is used.
+inline Vec in_register(Vec v) {
+#if defined(__GNUC__)
+  __asm__("" : "+v"(v));
+#endif
+  return v;
 }
 
 inline Vec zero() { return _mm512_setzero_ps(); }

@@ -20,8 +20,11 @@ constexpr std::size_t kScoreRows = 1;
 constexpr std::size_t kScoreVecs = 1;
 constexpr std::size_t kValueRows = 1;
 constexpr std::size_t kValueVecs = 1;
-constexpr std::size_t kDenseRows = 1;  // tile of the dense linear
+// Tiles of the dense linear, in rows by tokens: for many tokens, and for a few.
+constexpr std::size_t kDenseRows = 1;
 constexpr std::size_t kDenseTokens = 1;
+constexpr std::size_t kFewRows = 1;
+constexpr std::size_t kFewTokens = 1;
 
 inline Vec load(const float* p) { return *p; }
 inline void store(float* p, Vec v) { *p = v; }
@@ -36,6 +39,7 @@ inline void store_f16(std::uint16_t* p, Vec v) { *p = f32_to_f16(v); }
 template <std::size_t kBytes>
 inline void prefetch_ahead(const void*, std::size_t) {}
 
+inline Vec in_register(Vec v) { return v; }
 inline Vec zero() { return 0.0f; }
 inline Vec broadcast(float x) { return x; }
 inline Vec add(Vec a, Vec b) { return a + b; }

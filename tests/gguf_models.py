@@ -132,7 +132,7 @@ class TernaryModel:
         return GgufBytes(self.metadata(architecture), tensors)
 
     def metadata(self, architecture: str) -> dict[str, Any]:
-        """Return a file's hyperparameters and a vocabulary of nothing but bytes."""
+        """Return a file's hyperparameters."""
         config = self.config
         return {
             "general.architecture": architecture,

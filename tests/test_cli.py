@@ -150,7 +150,7 @@ def test_the_prompt_may_be_piped_in(
         (["generate", "x", "--kv-dtype", "f8"], 2, "kv_dtype must be one of"),
         (["generate", "x", "--lm-head", "f8"], 2, "lm_head must be one of"),
         (["generate", "x", "-m", "/no/such"], 1, "no model directory /no/such"),
-        (["generate", "x", "-m", "a.gguf"], 1, "a.gguf: GGUF files cannot be loaded yet"),
+        (["generate", "x", "-m", "a.gguf"], 1, "a.gguf does not exist"),
         (["chat"], 2, "has no chat template, so it cannot chat"),
         (["info", "/no/such"], 1, "no model directory /no/such"),
         (["nonsense"], 2, "No such command 'nonsense'."),

@@ -23,7 +23,6 @@ from ryzanstein import (
     Piece,
     RyzansteinError,
     SamplingParams,
-    UnsupportedFormatError,
     ValidationError,
     generate,
 )
@@ -357,7 +356,7 @@ def test_logits_that_do_not_fit_in_memory(llm: LLM, monkeypatch: pytest.MonkeyPa
         ({"lm_head": "int8"}, "lm_head must be one of .*, got 'int8'"),
         ({"isa": "mmx"}, "mmx"),
         ({"skip_zeros": "up"}, "skip_zeros must be None or one of .*'down'.*, got 'up'"),
-        ({"model": ""}, "model must be a directory, a hub id or None"),
+        ({"model": ""}, "model must be a directory, a GGUF file, a hub id or None"),
         ({"model": 3}, "model must be"),
     ],
 )
@@ -386,7 +385,7 @@ def test_unknown_options(name: str) -> None:
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelLoadError, match="no model directory"):
         LLM(tmp_path / "missing")
-    with pytest.raises(UnsupportedFormatError, match=r"model\.gguf: GGUF files cannot be loaded"):
+    with pytest.raises(ModelLoadError, match=r"model\.gguf does not exist"):
         LLM("model.gguf")
 
 

@@ -33,7 +33,8 @@ def require_directory(directory: Path) -> None:
         return
     if directory.exists():
         raise UnsupportedFormatError(
-            f"{directory} is a file; point at the directory that holds config.json and {_SINGLE}"
+            f"{directory} is not a GGUF file; point at one, or at the directory that holds "
+            f"config.json and {_SINGLE}"
         )
     raise ModelLoadError(
         f"no model directory {directory}; check the path, or download the checkpoint first"
@@ -73,6 +74,9 @@ class Checkpoint:
     def view(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
         return self._files[name].view(name)
+
+    def ternary_rows(self, name: str) -> None:
+        """Return None: safetensors have no type for ternary codes."""
 
     def identity(self) -> dict[str, object]:
         """Return what changes when the weights do, as JSON values.
@@ -124,10 +128,9 @@ def _open_shards(directory: Path) -> dict[str, SafetensorsFile]:
 
 def _nothing_found(directory: Path) -> str:
     message = f"{directory} holds neither {_SINGLE} nor {_INDEX}"
-    others = sorted(
-        path.name for path in directory.iterdir() if path.suffix in {".bin", ".pt", ".gguf"}
-    )
-    if others:
+    if files := sorted(path.name for path in directory.glob("*.gguf")):
+        return f"{message}; point at one of its GGUF files: {', '.join(files[:3])}"
+    if others := sorted(p.name for p in directory.iterdir() if p.suffix in {".bin", ".pt"}):
         return (
             f"{message}, only {', '.join(others[:3])}; get the safetensors form of the model, or "
             "load it in transformers and save it again with save_pretrained"

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ryzanstein.errors import ModelLoadError, UnsupportedFormatError, ValidationError
+from ryzanstein.errors import ModelLoadError, ValidationError
 
 __all__ = ["EMBEDDED_MODEL", "resolve_model"]
 
@@ -16,30 +16,25 @@ _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.tx
 
 
 def resolve_model(model: str | os.PathLike[str] | None) -> Path:
-    """Return the directory of a model, downloading it if it has to be.
+    """Return where a model is, downloading it if it has to be.
 
     Args:
-        model: None for the embedded model, a directory, or a hub id such as
+        model: None for the embedded model, a directory, a GGUF file, or a hub id such as
             "microsoft/bitnet-b1.58-2B-4T". A directory of that name comes before the hub.
 
     Raises:
         ValidationError: not a path.
         ModelLoadError: there is no such model, or it cannot be downloaded.
-        UnsupportedFormatError: a file in a format that cannot be loaded.
     """
     if model is None:
         return EMBEDDED_MODEL
     if not isinstance(model, str | os.PathLike) or not os.fspath(model):
         raise ValidationError(
-            f"model must be a directory, a hub id or None (the embedded model), got {model!r}"
+            f"model must be a directory, a GGUF file, a hub id or None (the embedded model), "
+            f"got {model!r}"
         )
     path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        raise UnsupportedFormatError(
-            f"{path}: GGUF files cannot be loaded yet; use the model's Hugging Face directory "
-            "(config.json, model.safetensors, tokenizer.json)"
-        )
-    if path.exists() or not _HUB_ID.fullmatch(os.fspath(model)):
+    if path.exists() or path.suffix == ".gguf" or not _HUB_ID.fullmatch(os.fspath(model)):
         return path
     return _download(os.fspath(model))
 

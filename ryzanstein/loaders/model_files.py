@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError
 from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
+from ryzanstein.loaders.gguf import GGUF_MAGIC
+from ryzanstein.loaders.gguf_files import GgufFiles
 from ryzanstein.loaders.json_file import read_json_object
 from ryzanstein.loaders.slow_tokenizer import made_tokenizer_json
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from ryzanstein.loaders.safetensors import TensorInfo
@@ -42,6 +45,19 @@ class WeightSource(Protocol):
 
     def view(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
+        ...
+
+    def ternary_rows(
+        self, name: str
+    ) -> Iterator[tuple[int, NDArray[np.int8], NDArray[np.float32]]] | None:
+        """Return a tensor stored as ternary codes with scales of its own, some rows at a time.
+
+        None for any other tensor. Each item is the index of its first row, codes int8 [n, K] and
+        the scales of its rows, float32 [n].
+
+        Raises:
+            UnsupportedFormatError: while iterating, a row with several scales.
+        """
         ...
 
     def identity(self) -> dict[str, object]:
@@ -141,7 +157,19 @@ def open_files(path: Path) -> ModelFiles:
     """Return the files of the model at a path.
 
     Raises:
-        ModelLoadError: there is nothing there.
+        ModelLoadError: there is nothing there, or it cannot be read.
+        CorruptFileError: a GGUF file whose header is damaged.
         UnsupportedFormatError: it is in no form that can be loaded.
     """
+    named = path.suffix == ".gguf" and not path.is_dir()
+    if named or (path.is_file() and _starts_with_magic(path)):
+        return GgufFiles(path)
     return DirectoryFiles(path)
+
+
+def _starts_with_magic(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error

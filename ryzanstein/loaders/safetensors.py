@@ -8,19 +8,18 @@ The rules are the library's own: a header of at most 100 MB, tensors that tile t
 from __future__ import annotations
 
 import math
-import mmap
-import os
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
 from ryzanstein.loaders.json_file import parse_json_object
+from ryzanstein.loaders.mapped_file import MappedFile
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -30,7 +29,6 @@ __all__ = ["SafetensorsFile", "TensorInfo", "dtype_name"]
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMENSIONS = 8
-_MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
 _REMEDY = "download the file again"
 # bfloat16 has no numpy type: its bit patterns travel as uint16.
 _NUMPY_TYPES: dict[str, type[np.generic]] = {
@@ -89,8 +87,9 @@ class SafetensorsFile:
             UnsupportedFormatError: a tensor has a dtype numpy cannot hold.
         """
         self.path = path
-        self._map, self.status = _map_file(path)
-        self.metadata, self._entries = _parse_header(path, self._map)
+        self._file = MappedFile(path, "safetensors", minimum_bytes=8)
+        self.status = self._file.status
+        self.metadata, self._entries = _parse_header(path, self._file.data)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -108,50 +107,16 @@ class SafetensorsFile:
         A tensor at an offset that its dtype cannot be read from in place is copied.
         """
         entry = self._entries[name]
-        dtype = np.dtype(_NUMPY_TYPES[entry.info.dtype])
-        if entry.info.nbytes == 0:
-            return np.empty(entry.info.shape, dtype)
-        count = entry.info.nbytes // dtype.itemsize
-        flat = np.frombuffer(self._map, dtype, count, entry.begin)
-        if not flat.flags.aligned:
-            flat = flat.copy()
-            flat.flags.writeable = False
-        return flat.reshape(entry.info.shape)
+        return self._file.view(entry.begin, _NUMPY_TYPES[entry.info.dtype], entry.info.shape)
 
     def release(self, name: str) -> None:
         """Let the kernel drop the tensor's resident pages; a later view reads them again."""
         entry = self._entries[name]
-        begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (entry.begin + entry.info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > begin:
-            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        self._file.release(entry.begin, entry.info.nbytes)
 
     def populate(self) -> None:
-        """Read the whole file into memory, in huge pages where its file system has them.
-
-        Both are advice that an older kernel may refuse; the pages then come as they are touched.
-        """
-        for advice in (mmap.MADV_HUGEPAGE, _MADV_POPULATE_READ):
-            with suppress(OSError):
-                self._map.madvise(advice)
-
-
-def _map_file(path: Path) -> tuple[mmap.mmap, os.stat_result]:
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if status.st_size < 8:
-                raise CorruptFileError(
-                    f"{path} has {status.st_size} bytes and cannot hold a safetensors header; "
-                    f"{_REMEDY}"
-                )
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), status
-    except FileNotFoundError as error:
-        raise ModelLoadError(f"{path} does not exist; {_REMEDY}") from error
-    except CorruptFileError:
-        raise
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
+        """Read the whole file into memory, in huge pages where its file system has them."""
+        self._file.populate()
 
 
 def _parse_header(path: Path, data: mmap.mmap) -> tuple[object, dict[str, _Entry]]:

@@ -10,17 +10,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein.loaders.gguf_types import TERNARY_TYPES, TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Set
 
     from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
-__all__ = ["check_tensors", "count_parameters", "fused_shape", "linear_shapes", "matrix_shapes"]
+__all__ = [
+    "FLOATS",
+    "check_tensors",
+    "count_parameters",
+    "fused_shape",
+    "linear_shapes",
+    "matrix_shapes",
+]
 
-_FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
+_READABLE = tuple(TYPES)  # whatever a view shows as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +91,10 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
         UnsupportedFormatError: a tensor that the architecture does not read, or sizes that the
             packed form cannot hold.
     """
-    _check_packable(checkpoint, config, family)
     known = set()
-    for expected in _expected_tensors(config, family):
+    scaled = {name for name in checkpoint if checkpoint.info(name).dtype in TERNARY_TYPES}
+    _check_packable(checkpoint, config, family, scaled)
+    for expected in _expected_tensors(config, family, scaled):
         _check_tensor(checkpoint, expected)
         known.add(expected.name)
     if config.tie_word_embeddings:
@@ -100,13 +110,16 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
         )
 
 
-def _expected_tensors(config: ModelConfig, family: Family) -> Iterator[_Expected]:
+def _expected_tensors(
+    config: ModelConfig, family: Family, scaled: Set[str] = frozenset()
+) -> Iterator[_Expected]:
+    """Yield what a checkpoint must hold; `scaled` are ternary tensors with scales of their own."""
     hidden = config.hidden_size
     vocabulary = (config.vocab_size, hidden)
-    yield _Expected(family.embedding, _FLOATS, (vocabulary,))
-    yield _Expected(family.final_norm, _FLOATS, ((hidden,),))
+    yield _Expected(family.embedding, _READABLE, (vocabulary,))
+    yield _Expected(family.final_norm, FLOATS, ((hidden,),))
     if not config.tie_word_embeddings:
-        yield _Expected(family.lm_head, _FLOATS, (vocabulary,))
+        yield _Expected(family.lm_head, _READABLE, (vocabulary,))
     norms = {
         family.input_norm: hidden,
         family.q_norm: config.head_dim,
@@ -122,35 +135,43 @@ def _expected_tensors(config: ModelConfig, family: Family) -> Iterator[_Expected
         layer = family.layer.format(index=index)
         for norm, size in norms.items():
             if norm is not None:
-                yield _Expected(layer + norm, _FLOATS, ((size,),))
+                yield _Expected(layer + norm, FLOATS, ((size,),))
         for linear, shape in shapes.items():
-            yield from _expected_linear(config, family, layer + linear, shape)
+            yield from _expected_linear(config, family, layer + linear, shape, scaled)
             if linear in config.biased:
-                yield _Expected(f"{layer}{linear}.bias", _FLOATS, (shape[:1],))
+                yield _Expected(f"{layer}{linear}.bias", FLOATS, (shape[:1],))
 
 
 def _expected_linear(
-    config: ModelConfig, family: Family, name: str, shape: tuple[int, int]
+    config: ModelConfig, family: Family, name: str, shape: tuple[int, int], scaled: Set[str]
 ) -> Iterator[_Expected]:
     rows, columns = shape
-    if not _is_packed(config):
-        yield _Expected(f"{name}.weight", _FLOATS, (shape,))
+    weight = f"{name}.weight"
+    if config.quantization is None:
+        yield _Expected(weight, _READABLE, (shape,))
+    elif weight in scaled:
+        yield _Expected(weight, TERNARY_TYPES, (shape,))
+    elif not _is_packed(config):
+        yield _Expected(weight, FLOATS, (shape,))
     else:
-        yield _Expected(f"{name}.weight", ("U8",), ((rows // 4, columns),))
-        yield _Expected(f"{name}.weight_scale", _FLOATS, ((1,), ()))
+        yield _Expected(weight, ("U8",), ((rows // 4, columns),))
+        yield _Expected(f"{name}.weight_scale", FLOATS, ((1,), ()))
     if config.has_input_norms:
-        yield _Expected(name + family.linear_norm, _FLOATS, ((columns,),))
+        yield _Expected(name + family.linear_norm, FLOATS, ((columns,),))
 
 
 def _is_packed(config: ModelConfig) -> bool:
     return config.quantization is not None and config.quantization.mode == "offline"
 
 
-def _check_packable(checkpoint: WeightSource, config: ModelConfig, family: Family) -> None:
+def _check_packable(
+    checkpoint: WeightSource, config: ModelConfig, family: Family, scaled: Set[str]
+) -> None:
     if not _is_packed(config):
         return
+    first = family.layer.format(index=0)
     for name, (rows, _) in linear_shapes(config, family).items():
-        if rows % 4:
+        if rows % 4 and f"{first}{name}.weight" not in scaled:
             raise UnsupportedFormatError(
                 f"{checkpoint.path}: {name} has {rows} rows; the packed form holds four "
                 "rows in a byte and needs a multiple of 4"

@@ -9,7 +9,7 @@ import numpy as np
 from ryzanstein._core import DenseMatrix, LayerWeights, Linear, TernaryMatrix, TernaryRows
 from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
-from ryzanstein.models.tensors import fused_shape, linear_shapes
+from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes
 from ryzanstein.quant import (
     exact_ternary,
     first_non_finite,
@@ -163,8 +163,8 @@ class WeightReader:
             return 0
         layers = [self._family.layer.format(index=i) for i in range(self._config.num_layers)]
         names = [f"{layer}{linear}.weight" for layer in layers for linear in self._shapes]
-        in_place = [name for name in names if not self._rounds(name)]
-        return sum(self._checkpoint.info(name).nbytes for name in in_place)
+        in_place = [self._checkpoint.info(name) for name in names if not self._rounds(name)]
+        return sum(info.nbytes for info in in_place if info.dtype in FLOATS)
 
     def final_norm(self) -> F32Array:
         """Return the gain of the norm before the head."""
@@ -230,7 +230,9 @@ class WeightReader:
         return Linear(DenseMatrix(weights), bias=self._bias(prefix, (name,)))
 
     def _rounds(self, name: str) -> bool:
-        return self._packing.weights == "bf16" and self._checkpoint.info(name).dtype == "F32"
+        # Quantised types of GGUF are seen as float32 too.
+        is_short = self._checkpoint.info(name).dtype in ("F16", "BF16")
+        return self._packing.weights == "bf16" and not is_short
 
     def _bias(self, prefix: str, names: tuple[str, ...]) -> F32Array | None:
         """Return the biases of these linears one after the other, None where none has one."""
@@ -280,7 +282,10 @@ class WeightReader:
         quantization = self._config.quantization
         assert quantization is not None
         try:
-            if quantization.mode == "online":
+            if (parts := self._checkpoint.ternary_rows(weight)) is not None:
+                for begin, codes, scales in parts:
+                    matrix.pack_codes(row + begin, codes, scales)
+            elif quantization.mode == "online":
                 self._pack_floats(matrix, row, self._checkpoint.view(weight))
             else:
                 stored = self._checkpoint.view(f"{linear}.weight_scale")
@@ -315,7 +320,7 @@ class WeightReader:
 
     def _dense(self, name: str) -> DenseArray:
         array = self._checkpoint.view(name) if self._packed is not None else self._finite(name)
-        self._advance(array.nbytes)
+        self._advance(self._checkpoint.info(name).nbytes)
         return array
 
     def _finite(self, name: str) -> NDArray[Any]:

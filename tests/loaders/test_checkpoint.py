@@ -42,13 +42,20 @@ def test_missing_directory(tmp_path: Path) -> None:
 
 
 def test_file_in_place_of_a_directory(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedFormatError, match=r"x\.gguf is a file; point at the directory"):
-        Checkpoint(tmp_path / "x.gguf")
+    (tmp_path / "x.bin").write_bytes(b"PK")
+    with pytest.raises(UnsupportedFormatError, match=r"x\.bin is not a GGUF file; point at"):
+        Checkpoint(tmp_path / "x.bin")
 
 
 def test_directory_without_weights(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"neither model\.safetensors nor .*; download"):
+        Checkpoint(tmp_path)
+
+
+def test_directory_of_gguf_files(tmp_path: Path) -> None:
+    for name in ("b.gguf", "a.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(ModelLoadError, match=r"point at one of its GGUF files: a\.gguf, b\.gguf$"):
         Checkpoint(tmp_path)
 
 

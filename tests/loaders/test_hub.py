@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub.constants as hub
 import pytest
 
-from ryzanstein import ModelLoadError, UnsupportedFormatError, ValidationError
+from ryzanstein import ModelLoadError, ValidationError
 from ryzanstein.loaders.hub import EMBEDDED_MODEL, resolve_model
 
 if TYPE_CHECKING:
@@ -92,10 +92,9 @@ def test_a_name_the_hub_does_not_have() -> None:
 
 @pytest.mark.parametrize("model", ["", 3, b"bytes", ["a"]])
 def test_what_is_not_a_model(model: Any) -> None:
-    with pytest.raises(ValidationError, match="model must be a directory, a hub id or None"):
+    with pytest.raises(ValidationError, match="model must be a directory, a GGUF file"):
         resolve_model(model)
 
 
-def test_gguf() -> None:
-    with pytest.raises(UnsupportedFormatError, match=r"a\.gguf: GGUF files cannot be loaded yet"):
-        resolve_model("a.gguf")
+def test_a_gguf_file_is_never_a_hub_id() -> None:
+    assert resolve_model("models/a.gguf") == Path("models/a.gguf")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from checkpoints import random_tensors, write_checkpoint
+from checkpoints import Config, random_tensors, write_checkpoint
+from gguf_models import BITNET, LLAMA, TernaryModel
 from golden.engine import Sequence
 from golden.specs import SPECS
 
@@ -21,7 +22,7 @@ from ryzanstein.models import inspect_tensors, load_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = 3.0  # for each of the six tests here
+SECONDS = 3.0  # for each of the eight tests here
 # Of processor time for any one checkpoint: bounds the work, and a busy machine cannot fail it.
 SLOWEST = 5.0
 NASTY: tuple[object, ...] = (
@@ -52,23 +53,22 @@ NASTY: tuple[object, ...] = (
 )
 
 
-def attempt(directory: Path) -> bool:
+def attempt(model_path: Path) -> bool:
     """Load and run a checkpoint; return whether it was accepted."""
     began = time.process_time()
     accepted = False
     with contextlib.suppress(RyzansteinError):
-        inspect_tensors(open_files(directory))
-        model = load_model(open_files(directory), threads=1, isa=None)
+        inspect_tensors(open_files(model_path))
+        model = load_model(open_files(model_path), threads=1, isa=None)
         Sequence(model, 3).extend(np.array([0, 1, 2]) % model.config.vocab_size)
         accepted = True
     assert time.process_time() - began < SLOWEST
     return accepted
 
 
-def damage_bytes(data: bytes, rng: random.Random) -> bytes:
+def damage_bytes(data: bytes, header: int, rng: random.Random) -> bytes:
     """Flip, cut, extend, repeat or blank some bytes; half the time inside the header."""
     buffer = bytearray(data)
-    header = 8 + int.from_bytes(data[:8], "little")
     limit = header if rng.random() < 0.5 else len(buffer)
     kind = rng.randrange(6)
     if kind == 0:
@@ -110,14 +110,34 @@ def test_damaged_weights(spec: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, spec.config, random_tensors(spec.config, 0, spec.dtype))
     path = tmp_path / "model.safetensors"
     sound = path.read_bytes()
+    header = 8 + int.from_bytes(sound[:8], "little")
     assert attempt(tmp_path)
     rng = random.Random(spec.name)
     outcomes = set()
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         path.unlink()  # the old bytes may still be mapped
-        path.write_bytes(damage_bytes(sound, rng))
+        path.write_bytes(damage_bytes(sound, header, rng))
         outcomes.add(attempt(tmp_path))
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize(("config", "architecture"), [(BITNET, "bitnet-b1.58"), (LLAMA, "llama")])
+def test_damaged_gguf(config: Config, architecture: str, tmp_path: Path) -> None:
+    model = TernaryModel(config | {"num_hidden_layers": 1})
+    content = model.gguf("TQ2_0", architecture)
+    path = tmp_path / "model.gguf"
+    sound = content.serialize()
+    header = len(sound) - sum(-(-len(t.data) // 32) * 32 for t in content.tensors.values())
+    path.write_bytes(sound)
+    assert attempt(path)
+    rng = random.Random(architecture)
+    outcomes = set()
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        path.unlink()
+        path.write_bytes(damage_bytes(sound, header, rng))
+        outcomes.add(attempt(path))
     assert outcomes == {True, False}
 
 

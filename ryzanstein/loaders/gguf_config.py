@@ -1,0 +1,329 @@
+"""A GGUF file's hyperparameters and tensor names as the Hugging Face files of the model have them.
+
+GGUF leaves out what llama.cpp has in its code: the activation, Gemma's attention scale and window
+pattern, Llama 3's frequency scaling except for its result. They are put back here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein.loaders.gguf_types import TERNARY_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ryzanstein.loaders.gguf import GgufFile, GgufTensor
+
+__all__ = ["GgufArchitecture", "architecture_of", "is_tied", "model_config"]
+
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_sub_norm": "self_attn.attn_sub_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_sub_norm": "mlp.ffn_sub_norm",
+    "ffn_down": "mlp.down_proj",
+}
+_SANDWICH_NAMES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_COMPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArchitecture:
+    """What an architecture of llama.cpp is called in transformers, and what GGUF says otherwise."""
+
+    transformers: str
+    model_type: str
+    activation: str
+    # Rows of each head of q and k are stored for rotation in adjacent pairs.
+    permuted: bool = False
+    # Norms are stored as 1 + w.
+    shifted_norms: bool = False
+    # Norms before and after both halves of a layer.
+    sandwich_norms: bool = False
+    # Linears take 8-bit activations, whatever they are stored as.
+    ternary: bool = False
+
+    def tensor_name(self, name: str) -> str | None:
+        """Return what transformers calls a tensor, None for one that config.json speaks of.
+
+        A name that is not known stays, for whoever checks names to refuse.
+        """
+        if name == _ROPE_FACTORS:
+            return None
+        block = _BLOCK.fullmatch(name)
+        if block is None:
+            return _TOP_NAMES.get(name, name)
+        part, dot, suffix = block[2].rpartition(".")
+        names = _BLOCK_NAMES | _SANDWICH_NAMES if self.sandwich_norms else _BLOCK_NAMES
+        if part not in names:
+            return name
+        return f"model.layers.{block[1]}.{names[part]}{dot}{suffix}"
+
+
+_GEMMA = "gelu_pytorch_tanh"
+_ARCHITECTURES = {
+    "bitnet": GgufArchitecture("BitNetForCausalLM", "bitnet", "silu", ternary=True),
+    "bitnet-25": GgufArchitecture("BitNetForCausalLM", "bitnet", "relu2", ternary=True),
+    "bitnet-b1.58": GgufArchitecture("BitNetForCausalLM", "bitnet", "relu2", ternary=True),
+    "llama": GgufArchitecture("LlamaForCausalLM", "llama", "silu", permuted=True),
+    "qwen2": GgufArchitecture("Qwen2ForCausalLM", "qwen2", "silu"),
+    "qwen3": GgufArchitecture("Qwen3ForCausalLM", "qwen3", "silu"),
+    "gemma": GgufArchitecture("GemmaForCausalLM", "gemma", _GEMMA, shifted_norms=True),
+    "gemma2": GgufArchitecture(
+        "Gemma2ForCausalLM", "gemma2", _GEMMA, shifted_norms=True, sandwich_norms=True
+    ),
+    "gemma3": GgufArchitecture(
+        "Gemma3ForCausalLM", "gemma3_text", _GEMMA, shifted_norms=True, sandwich_norms=True
+    ),
+}
+
+
+def architecture_of(file: GgufFile) -> GgufArchitecture:
+    """Return what is known of a file's architecture.
+
+    Raises:
+        ModelLoadError: the file does not name one.
+        UnsupportedFormatError: it is not supported, or the file is one part of several.
+    """
+    name = file.metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise ModelLoadError(f"{file.path}: general.architecture is missing; is it a model?")
+    if name not in _ARCHITECTURES:
+        raise UnsupportedFormatError(
+            f"{file.path}: general.architecture is {name!r}; supported are "
+            f"{', '.join(_ARCHITECTURES)}"
+        )
+    parts = file.metadata.get("split.count", 1)
+    if parts != 1:
+        raise UnsupportedFormatError(
+            f"{file.path} is one of {parts} parts; join them with `llama-gguf-split --merge`"
+        )
+    return _ARCHITECTURES[name]
+
+
+def is_tied(file: GgufFile) -> bool:
+    """Return whether the output head is the embedding: left out, or stored a second time.
+
+    Compared bytes are read only as far as they agree.
+    """
+    if "output.weight" not in file:
+        return True
+    if "token_embd.weight" not in file:
+        return False
+    one, other = file.tensor("token_embd.weight"), file.tensor("output.weight")
+    if (one.type, one.shape) != (other.type, other.shape):
+        return False
+    first, second = file.view(one.name), file.view(other.name)
+    parts = (slice(begin, begin + _COMPARE_BYTES) for begin in range(0, one.nbytes, _COMPARE_BYTES))
+    return all(np.array_equal(first[part], second[part]) for part in parts)
+
+
+def model_config(file: GgufFile, architecture: GgufArchitecture, *, tied: bool) -> dict[str, Any]:
+    """Return what the model's config.json holds.
+
+    Raises:
+        ModelLoadError: a field or tensor is missing.
+        CorruptFileError: fields contradict each other or the tensors.
+        UnsupportedFormatError: the model asks for something that config.json cannot say.
+    """
+    metadata = _Metadata(file)
+    heads = metadata.required("attention.head_count")
+    config: dict[str, Any] = {
+        "architectures": [architecture.transformers],
+        "model_type": architecture.model_type,
+        "hidden_act": metadata.value("hidden_activation", architecture.activation),
+        "hidden_size": metadata.required("embedding_length"),
+        "intermediate_size": metadata.required("feed_forward_length"),
+        "num_hidden_layers": _layers(file, metadata),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.value("attention.head_count_kv", heads),
+        "max_position_embeddings": metadata.required("context_length"),
+        "rms_norm_eps": metadata.required("attention.layer_norm_rms_epsilon"),
+        "vocab_size": _tensor(file, "token_embd.weight").shape[0],
+        "tie_word_embeddings": tied,
+    }
+    head_dim = _head_dim(metadata, config)
+    if head_dim is not None:
+        config["head_dim"] = head_dim
+    config |= _rope(file, metadata, head_dim)
+    if architecture.shifted_norms:
+        config["hidden_activation"] = config["hidden_act"]
+    if architecture.sandwich_norms:
+        config |= _attention(metadata, config)
+    if architecture.permuted and "blk.0.attn_q.bias" in file:  # others always or never have them
+        config["attention_bias"] = True
+    return config | _quantization(file, architecture)
+
+
+class _Metadata:
+    """The values under a file's architecture."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.path = file.path
+        self._values = file.metadata
+        self._prefix = file.metadata["general.architecture"]
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """Return a value, a float as the shortest decimal that has its 32 bits.
+
+        That is what was meant: where config.json says 1e-05, the file has the nearest float32.
+        """
+        value = self._values.get(f"{self._prefix}.{key}", default)
+        return float(str(np.float32(value))) if isinstance(value, float) else value
+
+    def required(self, key: str) -> Any:
+        """Return a value that every file has."""
+        value = self.value(key)
+        if value is None:
+            raise ModelLoadError(
+                f"{self.path}: metadata {self._prefix}.{key} is missing; download the file again"
+            )
+        return value
+
+
+def _tensor(file: GgufFile, name: str) -> GgufTensor:
+    if name not in file:
+        raise ModelLoadError(f"{file.path}: tensor {name!r} is missing; is it a language model?")
+    return file.tensor(name)
+
+
+def _layers(file: GgufFile, metadata: _Metadata) -> int:
+    layers = metadata.required("block_count")
+    tensors = len(file)
+    if type(layers) is not int or not 0 < layers <= tensors:
+        raise CorruptFileError(
+            f"{file.path}: block_count is {str(layers)[:40]}, but there are {tensors} tensors; "
+            "download the file again"
+        )
+    return layers
+
+
+def _head_dim(metadata: _Metadata, config: Mapping[str, Any]) -> Any:
+    """Return the size of a head, None where the heads do not divide the hidden size."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    divides = type(hidden) is type(heads) is int and heads > 0 and hidden % heads == 0
+    return metadata.value("attention.key_length", hidden // heads if divides else None)
+
+
+def _rope(file: GgufFile, metadata: _Metadata, head_dim: Any) -> dict[str, Any]:
+    theta = metadata.value("rope.freq_base", 10000.0)
+    config: dict[str, Any] = {"rope_theta": theta}
+    rotated = metadata.value("rope.dimension_count", head_dim)
+    if type(rotated) is int and type(head_dim) is int and rotated != head_dim > 0:
+        config["partial_rotary_factor"] = rotated / head_dim
+    kind = metadata.value("rope.scaling.type", "none")
+    if kind != "none":
+        config["rope_scaling"] = {
+            "rope_type": kind,
+            "factor": metadata.required("rope.scaling.factor"),
+            "original_max_position_embeddings": metadata.value(
+                "rope.scaling.original_context_length"
+            ),
+        }
+    if _ROPE_FACTORS in file:
+        config["rope_scaling"] = _llama3_scaling(file, theta)
+    return config
+
+
+def _llama3_scaling(file: GgufFile, theta: Any) -> dict[str, Any]:
+    """Return the parameters of Llama 3's rope scaling, of which GGUF has only the result.
+
+    The file has by how much each frequency is divided. All models of Llama 3.1 to 3.3 have the same
+    bands, so the largest divisor settles the rest; numbers that do not come out are refused.
+    """
+    tensor = file.tensor(_ROPE_FACTORS)
+    found = tensor.type.dequantize(file.view(tensor.name), (1, tensor.shape[-1]), 0, 1)[0]
+    factor = float(found.max())
+    pairs = len(found)
+    if isinstance(theta, float) and theta > 1 and np.isfinite(factor) and factor >= 1:
+        frequencies = theta ** -(np.arange(pairs, dtype=np.float64) / pairs)
+        turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+        low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        if np.allclose(found, 1 / ((1 - kept) / factor + kept), rtol=1e-5):
+            return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+    raise UnsupportedFormatError(
+        f"{file.path}: {_ROPE_FACTORS} is not the scaling of Llama 3.1; use the model's Hugging "
+        "Face directory, whose config.json says what it is"
+    )
+
+
+def _attention(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Gemma 2 and 3 add: a window on most layers, soft caps, a scale of their own."""
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    heads, head_dim = config["num_attention_heads"], config.get("head_dim")
+    is_third = config["model_type"] == "gemma3_text"
+    # The 27B models scale by hidden / heads; llama.cpp too tells them by their layers.
+    scalar = head_dim
+    if layers == (62 if is_third else 46) and type(hidden) is type(heads) is int and heads > 0:
+        scalar = hidden / heads
+    every = metadata.value("attention.sliding_window_pattern", 6 if is_third else 2)
+    if type(every) is not int or every < 1:
+        raise UnsupportedFormatError(
+            f"{metadata.path}: attention.sliding_window_pattern is {str(every)[:40]}; supported is "
+            "a number of layers, the last of which sees everything"
+        )
+    added: dict[str, Any] = {
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": metadata.value("attention.sliding_window", 4096),
+        "layer_types": [
+            "sliding_attention" if (layer + 1) % every else "full_attention"
+            for layer in range(layers)
+        ],
+    }
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := metadata.value(key)) is not None:
+            added[key] = cap
+    if is_third:
+        added["rope_local_base_freq"] = metadata.value("rope.freq_base_swa", 10000.0)
+    return added
+
+
+def _quantization(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
+    """Return the section that makes linears take 8-bit activations, where they were trained to.
+
+    That is so for BitNet's architectures, and for others where the linears are ternary throughout a
+    row. Q2_0 has scales within rows: models with those were trained with plain activations.
+    """
+    kind = _tensor(file, "blk.0.ffn_down.weight").type.name
+    is_ternary = kind in TERNARY_TYPES and kind not in ("Q2_0", "PQ2_0")
+    if not is_ternary and not architecture.ternary:
+        return {}
+    mode = "offline" if is_ternary else "online"
+    return {
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": mode,
+        }
+    }

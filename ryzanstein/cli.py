@@ -13,6 +13,9 @@ import typer
 from ryzanstein import __version__
 from ryzanstein.bench.command import bench
 from ryzanstein.chat_loop import ChatLoop
+from ryzanstein.commands.convert import convert
+from ryzanstein.commands.pull import pull
+from ryzanstein.commands.report import print_report
 from ryzanstein.cpu import doctor as examine
 from ryzanstein.cpu import peak_resident_bytes
 from ryzanstein.errors import RyzansteinError, ValidationError
@@ -212,9 +215,11 @@ def info(model: _ModelArgument = None, as_json: _Json = False) -> None:
       ryzanstein info
       ryzanstein info ./model --json
     """
-    _print_report(describe(model), as_json)
+    print_report(describe(model), as_json)
 
 
+app.command()(pull)
+app.command()(convert)
 app.command()(bench)
 
 
@@ -231,7 +236,7 @@ def doctor(as_json: _Json = False) -> None:
     kernels = remembered_kernels(isa=report.isa, threads=report.threads)
     shown = dataclasses.asdict if as_json else _measured_line
     cache = default_weight_cache()
-    _print_report(
+    print_report(
         dataclasses.asdict(report)
         | {"ternary_kernels": {shape: shown(measured) for shape, measured in kernels.items()}}
         | {"weight_cache": None if cache is None else cache.report()},
@@ -333,29 +338,3 @@ def _measured_line(measured: Measured) -> str:
         for name, timing in measured.timings.items()
     )
     return f"{measured.chosen} (us for one/many tokens: {', '.join(timings)})"
-
-
-def _print_report(report: Mapping[str, object], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(report, indent=2, default=str))
-        return
-    _print_table(report, "")
-
-
-def _print_table(table: Mapping[str, object], indent: str) -> None:
-    width = max(len(key) for key in table) + 2
-    for key, value in table.items():
-        label = f"{indent}{key.replace('_', ' ') + ':':<{width}}"
-        if not isinstance(value, dict):
-            typer.echo(label + _shown(value))
-        elif all(isinstance(item, bool) for item in value.values()):
-            typer.echo(label + " ".join(name for name, on in value.items() if on))
-        else:
-            typer.echo(label.rstrip())
-            _print_table(value, indent + "  ")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "-"
-    return "-" if value is None else str(value)

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import NoReturn
 
-__all__ = ["EMBEDDED_MODEL", "HubModel", "download", "parse_hub_model", "resolve_model"]
+__all__ = [
+    "EMBEDDED_MODEL",
+    "Download",
+    "HubModel",
+    "download",
+    "parse_hub_model",
+    "resolve_model",
+]
 
 EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "assets" / "default"
 _HUB_ID = re.compile(
@@ -59,6 +66,21 @@ class HubModel:
         return self.repo + (f"@{self.revision}" if self.revision else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A hub model in the local cache.
+
+    Args:
+        path: what to load: the snapshot, or the GGUF file in it.
+        snapshot: the repository's directory at one commit, which it is named after.
+        files: the names in it that were asked for.
+    """
+
+    path: Path
+    snapshot: Path
+    files: list[str]
+
+
 def parse_hub_model(model: str) -> HubModel | None:
     """Return the hub model that a text names, None where it cannot be one.
 
@@ -92,11 +114,11 @@ def resolve_model(model: str | os.PathLike[str] | None) -> Path:
         )
     path = Path(model).expanduser()
     wanted = parse_hub_model(os.fspath(model))
-    return path if wanted is None or path.exists() else download(wanted)
+    return path if wanted is None or path.exists() else download(wanted).path
 
 
-def download(model: HubModel) -> Path:
-    """Return the directory or GGUF file of a hub model, after fetching what the cache lacks.
+def download(model: HubModel) -> Download:
+    """Return where a hub model is, after fetching what the cache lacks.
 
     Only what loading reads is fetched, and of that what an earlier download has not left complete.
 
@@ -122,12 +144,11 @@ def download(model: HubModel) -> Path:
         _refuse_offline(model, error)
     except (HFValidationError, OSError) as error:
         _refuse(model, error)
-    if wanted[0].endswith(".gguf"):
-        file = snapshot / wanted[0]
-        if not file.is_file():
-            raise ModelLoadError(f"{model} holds no file {wanted[0]}; check the name on the hub")
-        return file
-    return snapshot
+    for name in wanted:
+        if not (snapshot / name).is_file():
+            raise ModelLoadError(f"{model} holds no file {name}; check the name on the hub")
+    is_gguf = wanted[0].endswith(".gguf")
+    return Download(snapshot / wanted[0] if is_gguf else snapshot, snapshot, wanted)
 
 
 def _terminal_bar() -> type[Any]:

@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from checkpoints import Config, Stored, parse, random_tensors, store, write_checkpoint
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
+from reference import ops
+from support import byte_level, copy_embedded
+
+from ryzanstein import LLM, QuantizationError, SamplingParams, UnsupportedFormatError
+from ryzanstein.convert import FORMATS, convert_model, gguf_file, output
+from ryzanstein.convert.conversion import Conversion
+from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
+from ryzanstein.loaders.hub import EMBEDDED_MODEL
+from ryzanstein.loaders.model_files import DirectoryFiles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BITNET: Config = {
+    "architectures": ["BitNetForCausalLM"],
+    "model_type": "bitnet",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 260,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "relu2",
+    "tie_word_embeddings": True,
+    "bos_token_id": 256,
+    "eos_token_id": 256,
+    "quantization_config": {
+        "quant_method": "bitnet",
+        "linear_class": "autobitlinear",
+        "quantization_mode": "offline",
+    },
+}
+LLAMA = BITNET | {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "quantization_config": {"quant_method": "bitnet"},  # bitlinear: scales are divided by
+}
+ONLINE = {"linear_class": "autobitlinear", "quantization_mode": "online"}
+MASTERS = BITNET | {"quantization_config": BITNET["quantization_config"] | ONLINE}
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def write_model(directory: Path, config: Config, seed: int = 1, dtype: str = "BF16") -> Path:
+    write_checkpoint(directory, config, random_tensors(config, seed, dtype))
+    byte_level().save(str(directory / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "<s>", "add_bos_token": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    return directory
+
+
+def convert(model: Path, out: Path, to: str) -> Conversion:
+    return convert_model(DirectoryFiles(model), out, to)
+
+
+def greedy(model: Path) -> list[int]:
+    with LLM(model, threads=1) as llm:
+        params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+        return list(llm.generate([256, 72, 101], params).token_ids)
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, NDArray[Any]]]]:
+    """Return metadata, and type and float32 values of every tensor."""
+    reader = GGUFReader(path)
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {}
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        shape = [int(size) for size in tensor.shape[::-1]]
+        tensors[tensor.name] = (tensor.tensor_type.name, values.reshape(shape))
+    return metadata, tensors
+
+
+def source_values(model: Path, name: str) -> NDArray[np.float64]:
+    """The weights of a model by the formulas of its config.json, in float64."""
+    tensors = parse((model / "model.safetensors").read_bytes())
+    stored = tensors[name]
+    if stored.dtype == "U8":
+        config = json.loads((model / "config.json").read_text())["quantization_config"]
+        scale = tensors[name + "_scale"].values()
+        multiplies = config.get("linear_class") == "autobitlinear"
+        codes = ops.unpack_hf(stored.array).astype(np.float64)
+        return codes * (scale if multiplies else 1 / scale)
+    return stored.values()
+
+
+@pytest.mark.parametrize("config", [BITNET, LLAMA, MASTERS], ids=["bitnet", "llama", "masters"])
+def test_packed_directories_give_the_same_tokens(config: Config, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", config)
+    conversion = convert(model, tmp_path / "packed", "hf")
+    assert conversion.lossy == []
+    assert conversion.notes == []
+    written = json.loads((tmp_path / "packed" / "config.json").read_text())
+    section = written.pop("quantization_config")
+    assert written == {key: config[key] for key in config if key != "quantization_config"}
+    assert (section["linear_class"], section["quantization_mode"]) == ("autobitlinear", "offline")
+    assert {path.name for path in (tmp_path / "packed").iterdir()} == {
+        *(path.name for path in model.iterdir()),
+    }
+    assert greedy(tmp_path / "packed") == greedy(model)
+
+
+@pytest.mark.parametrize("to", ["tq2_0", "tq1_0"])
+@pytest.mark.parametrize(
+    ("config", "architecture", "bits"),
+    [(BITNET, "bitnet-b1.58", 2), (LLAMA, "llama", 2), (MASTERS, "bitnet-b1.58", 2)],
+    ids=["bitnet", "llama", "masters"],
+)
+def test_ternary_files(
+    config: Config, architecture: str, bits: int, to: str, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model", config)
+    conversion = convert(model, tmp_path / "out.gguf", to)
+    metadata, tensors = read_gguf(conversion.path)
+    assert metadata["general.architecture"] == architecture
+    assert metadata[f"{architecture}.block_count"] == config["num_hidden_layers"]
+    assert metadata[f"{architecture}.attention.head_count_kv"] == config["num_key_value_heads"]
+    assert metadata[f"{architecture}.hidden_activation"] == config["hidden_act"]
+    kinds = {name: kind for name, (kind, _) in tensors.items()}
+    assert kinds["blk.1.ffn_down.weight"] == to.upper()
+    assert kinds["token_embd.weight"] == "BF16"
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    assert ("output.weight" in kinds) is not config["tie_word_embeddings"]
+    assert np.array_equal(
+        tensors["token_embd.weight"][1], source_values(model, "model.embed_tokens.weight")
+    )
+    for change in conversion.tensors:
+        assert change.relative_change <= (2**-11 if change.source == "ternary" else 0)
+
+
+@pytest.mark.parametrize("to", ["tq2_0", "tq1_0", "q8_0", "q4_0"])
+def test_rows_of_llama_are_in_pairs(to: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", LLAMA)
+    convert(model, tmp_path / "out.gguf", to)
+    _, tensors = read_gguf(tmp_path / "out.gguf")
+    tolerance = {"q8_0": 0.005, "q4_0": 0.13}.get(to, 2**-11)
+    for linear, name in (("self_attn.k_proj", "attn_k"), ("mlp.up_proj", "ffn_up")):
+        expected = source_values(model, f"model.layers.1.{linear}.weight")
+        if name == "attn_k":
+            # Row 2i of a head of 64 is row i of its first half, row 2i + 1 of its second.
+            heads = expected.reshape(2, 64, -1)
+            expected = np.stack([heads[:, :32], heads[:, 32:]], axis=2).reshape(expected.shape)
+        found = tensors[f"blk.1.{name}.weight"][1]
+        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_a_scale_that_float16_has_is_exact(tmp_path: Path) -> None:
+    tensors = random_tensors(BITNET, 1, "BF16")
+    halves = {
+        name: store(np.array([0.0625]), "BF16") for name in tensors if name.endswith("_scale")
+    }
+    model = write_model(tmp_path / "model", BITNET)
+    write_checkpoint(model, BITNET, tensors | halves)
+    assert convert(model, tmp_path / "exact.gguf", "tq2_0").lossy == []
+    thirds = {name: store(np.array([1 / 3]), "F32") for name in halves}
+    write_checkpoint(model, BITNET, tensors | thirds)
+    lossy = convert(model, tmp_path / "rounded.gguf", "tq2_0").lossy
+    change = abs(float(np.float16(1 / 3)) - float(np.float32(1 / 3))) / float(np.float32(1 / 3))
+    assert [tensor.relative_change for tensor in lossy] == [pytest.approx(change)] * 14
+
+
+def test_a_scale_that_float16_cannot_hold(tmp_path: Path) -> None:
+    tensors = random_tensors(BITNET, 1, "BF16")
+    name = "model.layers.1.mlp.down_proj.weight"
+    model = write_model(tmp_path / "model", BITNET)
+    write_checkpoint(model, BITNET, tensors | {name + "_scale": store(np.array([1e-9]), "F32")})
+    with pytest.raises(QuantizationError, match=rf"{name}: TQ1_0 cannot hold the scale 1e-09"):
+        convert(model, tmp_path / "out.gguf", "tq1_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_quantised_files(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", BITNET)
+    conversion = convert(model, tmp_path / "out.gguf", "q4_0")
+    kinds = {tensor.name: tensor.stored for tensor in conversion.tensors}
+    assert kinds["model.embed_tokens.weight"] == "Q8_0"
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == "Q4_0"
+    _, tensors = read_gguf(conversion.path)
+    changes = {tensor.name: tensor.relative_change for tensor in conversion.tensors}
+    expected = source_values(model, "model.embed_tokens.weight")
+    change = np.abs(tensors["token_embd.weight"][1] - expected).max() / np.abs(expected).max()
+    assert changes["model.embed_tokens.weight"] == pytest.approx(change)
+    assert 0 < change < 0.005
+
+
+def test_rows_that_are_not_whole_blocks(tmp_path: Path) -> None:
+    config = BITNET | {"intermediate_size": 96}
+    model = write_model(tmp_path / "model", config)
+    conversion = convert(model, tmp_path / "out.gguf", "tq2_0")
+    noted = {tensor.name: tensor.note for tensor in conversion.tensors if tensor.note}
+    down = {f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)}
+    assert noted == dict.fromkeys(down, "rows of 96 are not whole blocks of 256")
+    _, tensors = read_gguf(conversion.path)
+    assert tensors["blk.0.ffn_down.weight"][0] == "F16"
+    assert tensors["blk.0.ffn_up.weight"][0] == "TQ2_0"
+
+
+def test_llama3_rotary_scaling_is_a_tensor(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    model = write_model(tmp_path / "model", LLAMA | {"rope_scaling": scaling})
+    convert(model, tmp_path / "out.gguf", "q8_0")
+    factors = read_gguf(tmp_path / "out.gguf")[1]["rope_freqs.weight"][1]
+    assert factors.shape == (32,)
+    # Short wavelengths are kept, those beyond the original context stretched whole.
+    assert (factors[0], factors[-1]) == (1, 8)
+    model = write_model(tmp_path / "other", BITNET | {"rope_scaling": scaling})
+    with pytest.raises(UnsupportedFormatError, match="cannot say llama3 rotary scaling"):
+        convert(model, tmp_path / "other.gguf", "q8_0")
+
+
+def test_the_tokenizer_is_in_the_file(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", LLAMA)
+    conversion = convert(model, tmp_path / "out.gguf", "tq2_0")
+    metadata, _ = read_gguf(conversion.path)
+    assert conversion.notes == []
+    assert metadata["tokenizer.ggml.model"] == "gpt2"
+    assert metadata["tokenizer.ggml.pre"] == "gpt-2"
+    tokens = metadata["tokenizer.ggml.tokens"]
+    assert len(tokens) == 260
+    assert (tokens[97], tokens[256], tokens[259]) == ("a", "<s>", "[PAD259]")
+    assert metadata["tokenizer.ggml.token_type"][255:258] == [1, 3, 5]
+    assert metadata["tokenizer.ggml.bos_token_id"] == 256
+    assert metadata["tokenizer.ggml.eos_token_id"] == 256
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert metadata["tokenizer.chat_template"] == TEMPLATE
+
+
+def test_what_gguf_cannot_say_of_a_tokenizer_is_said(tmp_path: Path) -> None:
+    conversion = convert(EMBEDDED_MODEL, tmp_path / "out.gguf", "tq2_0")
+    (note,) = conversion.notes
+    assert "GGUF has no name for how this tokenizer cuts text into words" in note
+    metadata, _ = read_gguf(conversion.path)
+    assert metadata["tokenizer.ggml.pre"] == "default"
+    assert metadata["tokenizer.huggingface.json"] == (EMBEDDED_MODEL / "tokenizer.json").read_text()
+
+
+def test_what_exists_is_never_touched(tmp_path: Path) -> None:
+    for name in ("out.gguf", "packed"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(ValidationError, match="exists and is not overwritten"):
+            convert(EMBEDDED_MODEL, tmp_path / name, "tq2_0" if "." in name else "hf")
+        assert (tmp_path / name).read_text() == "precious"
+
+
+def test_what_appears_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValidationError, match="exists and is not overwritten"),
+        output.new_output(tmp_path / "out") as temporary,
+    ):
+        temporary.write_text("new")
+        (tmp_path / "out").write_text("precious")
+    assert (tmp_path / "out").read_text() == "precious"
+    assert os.listdir(tmp_path) == ["out"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("out", "to", "problem"),
+    [
+        ("out.gguf", "q5_k", "the format must be one of hf, tq2_0, tq1_0, q8_0, q4_0, got 'q5_k'"),
+        ("out", "tq2_0", "tq2_0 is written to a file that ends in .gguf; got "),
+        ("out.gguf", "hf", "hf is written to a directory, not a .gguf file; got "),
+        ("no/such/out", "hf", "/no/such is not a directory; create it first"),
+    ],
+)
+def test_what_cannot_be_asked_for(out: str, to: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        convert(EMBEDDED_MODEL, tmp_path / out, to)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_bad_weight_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
+    tensors = random_tensors(MASTERS, 1, "F32")
+    tensors["model.layers.1.mlp.up_proj.weight"].array[3, 5] = np.nan
+    model = write_model(tmp_path / "model", MASTERS)
+    write_checkpoint(model, MASTERS, tensors)
+    out = tmp_path / ("out" if to == "hf" else "out.gguf")
+    with pytest.raises(QuantizationError, match=r"up_proj.weight"):
+        convert(model, out, to)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    tensors = random_tensors(MASTERS, 1, "F32")
+    tensors["model.embed_tokens.weight"].array[7, 9] = np.inf
+    write_checkpoint(model, MASTERS, tensors)
+    with pytest.raises(CorruptFileError, match=r"embed_tokens.* NaN or infinity"):
+        convert(model, out, to)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_is_written_wrong_is_noticed(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that changes a byte between writing and reading back."""
+    model = write_model(tmp_path / "model", BITNET)
+    rename, seen = Path.rename, []
+    if to == "hf":
+        from ryzanstein.convert.hugging_face import HuggingFaceFormat as Format
+    else:
+        Format = gguf_file.GgufFormat  # type: ignore[misc,assignment]
+    check = Format._check
+
+    def spoil(self: Any, path: Path) -> Any:
+        file = path / "model.safetensors" if to == "hf" else path
+        data = bytearray(file.read_bytes())
+        data[-900] ^= 0x10
+        file.write_bytes(data)
+        seen.append(path)
+        return check(self, path)
+
+    monkeypatch.setattr(Format, "_check", spoil)
+    out = tmp_path / ("out" if to == "hf" else "out.gguf")
+    with pytest.raises((QuantizationError, CorruptFileError)):
+        convert(model, out, to)
+    assert rename
+    assert len(seen) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = os.statvfs_result  # keep the real type's name out of the way of the stub below
+    assert usage
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 20})()
+    )
+    with pytest.raises(ModelLoadError, match=r"will take 3 MiB, but its disk has 1 MiB left"):
+        convert(EMBEDDED_MODEL, tmp_path / "out.gguf", "tq2_0")
+
+
+def test_memory_is_bounded_by_a_matrix(tmp_path: Path) -> None:
+    """An embedding of 64 MB and a model of 32 matrices go through in a few slabs."""
+    config = BITNET | {"vocab_size": 65536, "hidden_size": 256, "num_hidden_layers": 4}
+    model = write_model(tmp_path / "model", config, dtype="F32")
+    tracemalloc.start()
+    try:
+        for to in ("q8_0", "hf"):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            convert(model, tmp_path / ("out" if to == "hf" else "out.gguf"), to)
+            peak = tracemalloc.get_traced_memory()[1] - before
+            assert peak < 48 << 20, to
+    finally:
+        tracemalloc.stop()
+
+
+def test_converted_files_are_converted_again(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", MASTERS)
+    convert(model, tmp_path / "packed", "hf")
+    convert(tmp_path / "packed", tmp_path / "again", "hf")
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    for name in names:
+        assert (tmp_path / "packed" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_rows_that_cannot_be_packed(tmp_path: Path) -> None:
+    config = MASTERS | {"intermediate_size": 98}
+    model = write_model(tmp_path / "model", config)
+    with pytest.raises(UnsupportedFormatError, match=r"has 98 rows; .* Convert to tq2_0"):
+        convert(model, tmp_path / "out", "hf")
+
+
+def test_norms_inside_linears_have_no_place_in_gguf(tmp_path: Path) -> None:
+    section = BITNET["quantization_config"] | {"use_rms_norm": True, "rms_norm_eps": 1e-5}
+    model = write_model(tmp_path / "model", BITNET | {"quantization_config": section})
+    with pytest.raises(UnsupportedFormatError, match=r"has no tensor for .*rms_norm.weight"):
+        convert(model, tmp_path / "out.gguf", "tq2_0")
+    convert(model, tmp_path / "packed", "hf")
+    assert greedy(tmp_path / "packed") == greedy(model)
+
+
+def test_every_type_is_one_of_gguf() -> None:
+    assert {GGMLQuantizationType[name.upper()].name for name in FORMATS[1:]} == {
+        "TQ2_0",
+        "TQ1_0",
+        "Q8_0",
+        "Q4_0",
+    }
+
+
+def test_a_copy_of_the_embedded_model(tmp_path: Path) -> None:
+    model = copy_embedded(tmp_path / "model")
+    assert isinstance(parse((model / "model.safetensors").read_bytes()), dict)
+    assert Stored

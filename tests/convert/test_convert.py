@@ -1,27 +1,30 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import tracemalloc
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from checkpoints import Config, Stored, parse, random_tensors, store, write_checkpoint
-from gguf import GGMLQuantizationType, GGUFReader
+from checkpoints import Config, parse, random_tensors, store, write_checkpoint
+from gguf import GGUFReader
 from gguf.quants import dequantize
 from reference import ops
-from support import byte_level, copy_embedded
+from support import byte_level
 
 from ryzanstein import LLM, QuantizationError, SamplingParams, UnsupportedFormatError
-from ryzanstein.convert import FORMATS, convert_model, gguf_file, output
-from ryzanstein.convert.conversion import Conversion
+from ryzanstein.convert import FORMATS, Conversion, convert_model
+from ryzanstein.convert.gguf_file import GgufFormat
+from ryzanstein.convert.hugging_face import HuggingFaceFormat
+from ryzanstein.convert.output import new_output
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.loaders.model_files import DirectoryFiles
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 BITNET: Config = {
@@ -112,21 +115,18 @@ def test_packed_directories_give_the_same_tokens(config: Config, tmp_path: Path)
     section = written.pop("quantization_config")
     assert written == {key: config[key] for key in config if key != "quantization_config"}
     assert (section["linear_class"], section["quantization_mode"]) == ("autobitlinear", "offline")
-    assert {path.name for path in (tmp_path / "packed").iterdir()} == {
-        *(path.name for path in model.iterdir()),
-    }
+    names = [sorted(path.name for path in place.iterdir()) for place in (model, conversion.path)]
+    assert names[0] == names[1]
     assert greedy(tmp_path / "packed") == greedy(model)
 
 
 @pytest.mark.parametrize("to", ["tq2_0", "tq1_0"])
 @pytest.mark.parametrize(
-    ("config", "architecture", "bits"),
-    [(BITNET, "bitnet-b1.58", 2), (LLAMA, "llama", 2), (MASTERS, "bitnet-b1.58", 2)],
+    ("config", "architecture"),
+    [(BITNET, "bitnet-b1.58"), (LLAMA, "llama"), (MASTERS, "bitnet-b1.58")],
     ids=["bitnet", "llama", "masters"],
 )
-def test_ternary_files(
-    config: Config, architecture: str, bits: int, to: str, tmp_path: Path
-) -> None:
+def test_ternary_files(config: Config, architecture: str, to: str, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", config)
     conversion = convert(model, tmp_path / "out.gguf", to)
     metadata, tensors = read_gguf(conversion.path)
@@ -269,12 +269,12 @@ def test_what_exists_is_never_touched(tmp_path: Path) -> None:
 def test_what_appears_meanwhile_is_not_touched(tmp_path: Path) -> None:
     with (
         pytest.raises(ValidationError, match="exists and is not overwritten"),
-        output.new_output(tmp_path / "out") as temporary,
+        new_output(tmp_path / "out") as temporary,
     ):
         temporary.write_text("new")
         (tmp_path / "out").write_text("precious")
     assert (tmp_path / "out").read_text() == "precious"
-    assert os.listdir(tmp_path) == ["out"]  # noqa: PTH208
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -316,37 +316,27 @@ def test_what_is_written_wrong_is_noticed(
 ) -> None:
     """A disk that changes a byte between writing and reading back."""
     model = write_model(tmp_path / "model", BITNET)
-    rename, seen = Path.rename, []
-    if to == "hf":
-        from ryzanstein.convert.hugging_face import HuggingFaceFormat as Format
-    else:
-        Format = gguf_file.GgufFormat  # type: ignore[misc,assignment]
-    check = Format._check
+    form: Any = HuggingFaceFormat if to == "hf" else GgufFormat
+    check = form._check
 
     def spoil(self: Any, path: Path) -> Any:
         file = path / "model.safetensors" if to == "hf" else path
         data = bytearray(file.read_bytes())
         data[-900] ^= 0x10
         file.write_bytes(data)
-        seen.append(path)
         return check(self, path)
 
-    monkeypatch.setattr(Format, "_check", spoil)
+    monkeypatch.setattr(form, "_check", spoil)
     out = tmp_path / ("out" if to == "hf" else "out.gguf")
     with pytest.raises((QuantizationError, CorruptFileError)):
         convert(model, out, to)
-    assert rename
-    assert len(seen) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = os.statvfs_result  # keep the real type's name out of the way of the stub below
-    assert usage
-    monkeypatch.setattr(
-        "shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 20})()
-    )
-    with pytest.raises(ModelLoadError, match=r"will take 3 MiB, but its disk has 1 MiB left"):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ModelLoadError, match=r"will take 2 MiB, but its disk has 1 MiB left"):
         convert(EMBEDDED_MODEL, tmp_path / "out.gguf", "tq2_0")
 
 
@@ -389,18 +379,3 @@ def test_norms_inside_linears_have_no_place_in_gguf(tmp_path: Path) -> None:
         convert(model, tmp_path / "out.gguf", "tq2_0")
     convert(model, tmp_path / "packed", "hf")
     assert greedy(tmp_path / "packed") == greedy(model)
-
-
-def test_every_type_is_one_of_gguf() -> None:
-    assert {GGMLQuantizationType[name.upper()].name for name in FORMATS[1:]} == {
-        "TQ2_0",
-        "TQ1_0",
-        "Q8_0",
-        "Q4_0",
-    }
-
-
-def test_a_copy_of_the_embedded_model(tmp_path: Path) -> None:
-    model = copy_embedded(tmp_path / "model")
-    assert isinstance(parse((model / "model.safetensors").read_bytes()), dict)
-    assert Stored

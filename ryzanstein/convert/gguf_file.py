@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from gguf import GGUFReader, GGUFWriter, LlamaFileType
+from gguf import GGUFWriter, LlamaFileType
 from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION
-from gguf.quants import dequantize, quantize
+from gguf.quants import quantize
 
 from ryzanstein.convert.gguf_layout import ROPE_FACTORS, choose_layout
 from ryzanstein.convert.gguf_tokenizer import write_tokenizer
 from ryzanstein.convert.gguf_types import TYPES, check_values, choose_type
 from ryzanstein.convert.report import ChangeMeter, TensorChange
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
+from ryzanstein.loaders.gguf import GgufFile
 from ryzanstein.progress import byte_progress
 
 if TYPE_CHECKING:
@@ -147,30 +148,30 @@ class GgufFormat:
             advance(slab.nbytes)
 
     def _check(self, path: Path) -> list[TensorChange]:
-        stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-        changes = []
+        """Read the file as loading would, and compare."""
+        written = GgufFile(path)
         with byte_progress("Checking", self.nbytes) as advance:
-            for planned in self._plan:
-                data = stored[planned.name].data
-                rows = data.reshape(planned.tensor.shape[0], -1)
-                changes.append(self._compare(planned, rows, advance))
-        return changes
+            return [self._compare(planned, written, advance) for planned in self._plan]
 
     def _compare(
-        self, planned: _Planned, rows: NDArray[Any], advance: Callable[[int], None]
+        self, planned: _Planned, written: GgufFile, advance: Callable[[int], None]
     ) -> TensorChange:
         meter = ChangeMeter()
+        stored, data = written.tensor(planned.name), written.view(planned.name)
+        # A norm is read as rows of one weight, as the source has it.
+        shape = stored.shape if len(stored.shape) > 1 else (*stored.shape, 1)
         begin = 0
         for before in self._source.values(planned.tensor, planned.order):
-            slab = rows[begin : begin + len(before)]
-            begin += len(before)
-            after = dequantize(slab, planned.type).reshape(before.shape)
+            end = begin + len(before)
+            after = stored.type.dequantize(data, shape, begin, end).reshape(before.shape)
+            begin = end
             try:
                 check_values(planned.type, before, after)
             except QuantizationError as error:
                 raise QuantizationError(f"{planned.tensor.name}: {error}") from error
             meter.add(before, after)
-            advance(slab.nbytes)
+            advance(planned.nbytes * len(before) // planned.tensor.shape[0])
+        written.release(planned.name)
         return TensorChange(
             planned.tensor.name,
             planned.tensor.kind,

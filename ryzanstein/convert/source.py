@@ -101,14 +101,17 @@ class ModelSource:
         """
         rows, columns = tensor.shape
         matrix = TernaryMatrix(rows, columns)
-        view = self._weights.view(tensor.name)
         quantization = self.config.quantization
         try:
-            if quantization.mode == "online":
-                matrix.pack_master(0, view)
+            if (parts := self._weights.ternary_rows(tensor.name)) is not None:
+                for begin, codes, scales in parts:
+                    matrix.pack_codes(begin, codes, scales)
+            elif quantization.mode == "online":
+                matrix.pack_master(0, self._weights.view(tensor.name))
             else:
                 stored = self._weights.view(tensor.name + _SCALE)
-                matrix.pack_hf(0, view, output_scale(quantization.linear_class, stored))
+                scale = output_scale(quantization.linear_class, stored)
+                matrix.pack_hf(0, self._weights.view(tensor.name), scale)
         except QuantizationError as error:
             raise QuantizationError(f"{self._weights.where(tensor.name)}: {error}") from error
         self._weights.release(tensor.name)

@@ -20,7 +20,7 @@ from ryzanstein.convert.hugging_face import HuggingFaceFormat
 from ryzanstein.convert.output import new_output
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
-from ryzanstein.loaders.model_files import DirectoryFiles
+from ryzanstein.loaders.model_files import DirectoryFiles, open_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -267,12 +267,13 @@ def test_what_exists_is_never_touched(tmp_path: Path) -> None:
 
 
 def test_what_appears_meanwhile_is_not_touched(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ValidationError, match="exists and is not overwritten"),
-        new_output(tmp_path / "out") as temporary,
-    ):
-        temporary.write_text("new")
-        (tmp_path / "out").write_text("precious")
+    def write() -> None:
+        with new_output(tmp_path / "out") as temporary:
+            temporary.write_text("new")
+            (tmp_path / "out").write_text("precious")
+
+    with pytest.raises(ValidationError, match="exists and is not overwritten"):
+        write()
     assert (tmp_path / "out").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -379,3 +380,18 @@ def test_norms_inside_linears_have_no_place_in_gguf(tmp_path: Path) -> None:
         convert(model, tmp_path / "out.gguf", "tq2_0")
     convert(model, tmp_path / "packed", "hf")
     assert greedy(tmp_path / "packed") == greedy(model)
+
+
+@pytest.mark.parametrize("to", ["tq2_0", "tq1_0"])
+def test_gguf_files_give_the_same_tokens(to: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", BITNET)  # scales in bfloat16, which float16 holds
+    file = convert(model, tmp_path / "out.gguf", to).path
+    assert greedy(file) == greedy(model)
+    back = convert_model(open_files(file), tmp_path / "back", "hf")
+    assert back.lossy == []
+    assert greedy(back.path) == greedy(model)
+    other = convert_model(open_files(file), tmp_path / "other.gguf", "tq2_0").path
+    first, second = read_gguf(file), read_gguf(other)
+    assert {name: kind for name, (kind, _) in second[1].items()}.keys() == first[1].keys()
+    for name, (_, values) in first[1].items():
+        assert np.array_equal(values, second[1][name][1]), name

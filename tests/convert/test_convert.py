@@ -63,7 +63,10 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 def write_model(directory: Path, config: Config, seed: int = 1, dtype: str = "BF16") -> Path:
     write_checkpoint(directory, config, random_tensors(config, seed, dtype))
-    byte_level().save(str(directory / "tokenizer.json"))
+    tokenizer = json.loads(byte_level().to_str())
+    tokenizer["model"]["vocab"]["he"] = 257
+    tokenizer["model"]["merges"] = [["h", "e"]]  # without any, llama.cpp refuses a vocabulary
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = {"bos_token": "<s>", "eos_token": "<s>", "add_bos_token": True}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     (directory / "chat_template.jinja").write_text(TEMPLATE)
@@ -241,8 +244,9 @@ def test_the_tokenizer_is_in_the_file(tmp_path: Path) -> None:
     assert metadata["tokenizer.ggml.pre"] == "gpt-2"
     tokens = metadata["tokenizer.ggml.tokens"]
     assert len(tokens) == 260
-    assert (tokens[97], tokens[256], tokens[259]) == ("a", "<s>", "[PAD259]")
-    assert metadata["tokenizer.ggml.token_type"][255:258] == [1, 3, 5]
+    assert tokens[256:] == ["<s>", "he", "[PAD258]", "[PAD259]"]
+    assert metadata["tokenizer.ggml.token_type"][255:] == [1, 3, 1, 5, 5]
+    assert metadata["tokenizer.ggml.merges"] == ["h e"]
     assert metadata["tokenizer.ggml.bos_token_id"] == 256
     assert metadata["tokenizer.ggml.eos_token_id"] == 256
     assert metadata["tokenizer.ggml.add_bos_token"] is True

@@ -14,12 +14,13 @@ from ryzanstein import __version__
 from ryzanstein.bench.command import bench
 from ryzanstein.chat_loop import ChatLoop
 from ryzanstein.commands.convert import convert
+from ryzanstein.commands.info import info
 from ryzanstein.commands.pull import pull
 from ryzanstein.commands.report import print_report
 from ryzanstein.cpu import doctor as examine
 from ryzanstein.cpu import peak_resident_bytes
 from ryzanstein.errors import RyzansteinError, ValidationError
-from ryzanstein.llm import LLM, describe
+from ryzanstein.llm import LLM
 from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.tuning import Measured, remembered_kernels
 
@@ -62,9 +63,6 @@ app = typer.Typer(
 _Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Directory or hub id (default: the embedded model)."),
-]
-_ModelArgument = Annotated[
-    str | None, typer.Argument(help="Directory or hub id (default: the embedded model).")
 ]
 _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
@@ -206,18 +204,7 @@ def chat(
         ChatLoop(llm, params, system).run()
 
 
-@app.command()
-def info(model: _ModelArgument = None, as_json: _Json = False) -> None:
-    """Show what a model is, without loading its weights.
-
-    \b
-    Examples:
-      ryzanstein info
-      ryzanstein info ./model --json
-    """
-    print_report(describe(model), as_json)
-
-
+app.command()(info)
 app.command()(pull)
 app.command()(convert)
 app.command()(bench)

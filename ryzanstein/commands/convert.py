@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ryzanstein.commands.report import format_bytes
+from ryzanstein.commands.report import count_of, format_bytes
 from ryzanstein.convert import FORMATS, convert_model
 from ryzanstein.loaders.hub import resolve_model
 from ryzanstein.loaders.model_files import open_files
@@ -74,8 +74,8 @@ def _lines(conversion: Conversion) -> Iterator[str]:
         ]
         largest = max(changes)
         effect = f"weights change by up to {largest:.2g} of the largest" if largest else "exact"
-        yield f"  {count} tensors, {source} to {stored}: {effect}"
+        yield f"  {count_of(count, 'tensor')}, {source} to {stored}: {effect}"
     for note, count in Counter(tensor.note for tensor in conversion.tensors if tensor.note).items():
-        yield f"  {count} tensors are not stored as asked: {note}"
+        yield f"  {count_of(count, 'tensor')} not stored as asked: {note}"
     for note in conversion.notes:
         yield f"  {note}"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ryzanstein.commands.report import format_bytes
+from ryzanstein.commands.report import count_of, format_bytes
 from ryzanstein.errors import ValidationError
 from ryzanstein.loaders.hub import download, parse_hub_model
 
@@ -57,5 +57,5 @@ def pull(
         typer.echo(json.dumps(report, indent=2))
         return
     typer.echo(found.path)
-    what = f"{len(sizes)} files, {format_bytes(sum(sizes.values()))}"
+    what = f"{count_of(len(sizes), 'file')}, {format_bytes(sum(sizes.values()))}"
     typer.echo(f"{wanted.repo} at commit {found.snapshot.name}: {what}", err=True)

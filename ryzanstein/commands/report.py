@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["format_bytes", "print_report"]
+__all__ = ["count_of", "format_bytes", "print_report"]
 
 
 def print_report(report: Mapping[str, object], as_json: bool) -> None:
@@ -19,6 +19,16 @@ def print_report(report: Mapping[str, object], as_json: bool) -> None:
         typer.echo(json.dumps(report, indent=2, default=str))
         return
     _print_table(report, "")
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a count of things for a reader.
+
+    Example:
+        >>> count_of(1, "file"), count_of(2, "file")
+        ('1 file', '2 files')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_bytes(count: int) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I8Array, I32Array
     from ryzanstein.loaders.model_files import ModelFiles
 
-__all__ = ["ModelSource", "SourceTensor", "Ternary"]
+__all__ = ["ModelSource", "SourceTensor", "Ternary", "slabs"]
 
 _SLAB_WEIGHTS = 1 << 20  # worked on at a time: 4 MB of float32
 _SCALE = "_scale"

@@ -38,7 +38,7 @@ from ryzanstein.models.tensors import check_tensors, count_parameters, matrix_sh
 from ryzanstein.models.weights import WeightReader
 from ryzanstein.progress import byte_progress
 from ryzanstein.quant import to_bfloat16, to_float32
-from ryzanstein.tuning import choose_kernels
+from ryzanstein.tuning import choose_kernels, known_kernels
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,6 +58,7 @@ __all__ = [
     "TensorInfo",
     "choose_packing",
     "inspect_tensors",
+    "known_packing",
     "load_model",
     "num_parameters",
     "packing_identity",
@@ -203,6 +204,19 @@ def choose_packing(
         resolve_head(lm_head, config),
         weights,
     )
+
+
+def known_packing(config: ModelConfig, *, isa: str | None, threads: int) -> Packing | None:
+    """Return what `choose_packing` would, or None where it would have to measure kernels first.
+
+    Raises:
+        ValidationError: as `choose_packing`.
+    """
+    shapes = matrix_shapes(config, _FAMILIES[config.architecture])
+    kernels = known_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads)
+    if kernels is None:
+        return None
+    return Packing(kernels, resolve_skip_zeros(None, config, isa), resolve_head("exact", config))
 
 
 def packing_identity(checkpoint: WeightSource, config: ModelConfig, packing: Packing) -> str:

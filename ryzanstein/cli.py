@@ -42,8 +42,8 @@ Exit codes:
 Environment:
   RYZANSTEIN_THREADS   threads to compute with (default: one per usable physical core)
   RYZANSTEIN_ISA       scalar, avx2 or avx512 (default: the best this machine has)
-  RYZANSTEIN_CACHE     where packed weights and kernel timings are kept (default:
-                       ~/.cache/ryzanstein)
+  RYZANSTEIN_CACHE     where packed weights, kernel timings and hashes of files are kept
+                       (default: ~/.cache/ryzanstein)
   RYZANSTEIN_CACHE_LIMIT   gigabytes of packed weights to keep, 0 for none (default: 16)
   RYZANSTEIN_TERNARY_KERNEL   two_bit, five_trit or a kernel's name (default: the fastest here)
   HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN   where hub models come from
@@ -62,7 +62,9 @@ app = typer.Typer(
 
 _Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Directory or hub id (default: the embedded model)."),
+    typer.Option(
+        "--model", "-m", help="Directory, GGUF file or hub id (default: the embedded model)."
+    ),
 ]
 _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]

@@ -61,6 +61,7 @@ class ModelInfo:
         tensors: what its files hold, by name.
         tokenizer: how it reads text.
         chat_template: jinja2 text, None where it has none.
+        notes: what was corrected of what its files say.
         defaults: sampling parameters of its own.
         memory: what it will take.
         free_bytes: memory that may still be used.
@@ -74,6 +75,7 @@ class ModelInfo:
     tensors: list[TensorInfo]
     tokenizer: TokenizerInfo
     chat_template: str | None
+    notes: list[str]
     defaults: Defaults
     memory: MemoryEstimate
     free_bytes: int
@@ -116,6 +118,7 @@ def describe_model(files: ModelFiles) -> ModelInfo:
             eos_token_ids=tokenizer.eos_token_ids,
         ),
         chat_template=template,
+        notes=files.notes(),
         defaults=read_defaults(files),
         memory=estimate_memory(
             config,

@@ -87,6 +87,7 @@ def _table(report: ModelInfo, checked: dict[Path, FileHash] | None) -> dict[str,
         "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size} tokens, ends at "
         f"{' or '.join(map(str, tokenizer.eos_token_ids)) or 'nothing'}",
         "chat template": _template(report.chat_template),
+        **{f"note {number}": note for number, note in enumerate(report.notes, 1)},
         "packed weights": report.packed_weights,
         "memory": {
             "weights": ("" if memory.is_exact else "at most ") + format_bytes(memory.weights),
@@ -127,6 +128,7 @@ def _json(
         **dataclasses.asdict(report.config),
         "tokenizer": dataclasses.asdict(report.tokenizer),
         "chat_template": report.chat_template,
+        "notes": report.notes,
         "defaults": dataclasses.asdict(report.defaults),
         "memory": {
             **dataclasses.asdict(report.memory),

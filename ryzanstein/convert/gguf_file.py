@@ -11,12 +11,13 @@ from gguf import GGUFWriter, LlamaFileType
 from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION
 from gguf.quants import quantize
 
-from ryzanstein.convert.gguf_layout import ROPE_FACTORS, choose_layout
+from ryzanstein.convert.gguf_layout import choose_layout
 from ryzanstein.convert.gguf_tokenizer import write_tokenizer
 from ryzanstein.convert.gguf_types import TYPES, check_values, choose_type
 from ryzanstein.convert.report import ChangeMeter, TensorChange
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
 from ryzanstein.loaders.gguf import GgufFile
+from ryzanstein.loaders.gguf_config import ROPE_FACTORS
 from ryzanstein.progress import byte_progress
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class GgufFormat:
                 "convert to q8_0 or q4_0"
             )
         return _Planned(
-            self._layout.tensor_name(tensor.name, self._source.config.num_layers),
+            self._layout.tensor_name(tensor.name),
             stored.type,
             tensor,
             self._layout.row_order(tensor, self._source.config),

@@ -6,53 +6,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
+from gguf import GGUFWriter, RopeScalingType
 
 from ryzanstein.errors import UnsupportedFormatError
+from ryzanstein.loaders.gguf_config import ARCHITECTURES
 from ryzanstein.models.rope import inverse_frequencies
 
 if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.convert.source import SourceTensor
+    from ryzanstein.loaders.gguf_config import GgufArchitecture
     from ryzanstein.models import ModelConfig
 
-__all__ = ["ROPE_FACTORS", "GgufLayout", "choose_layout"]
+__all__ = ["GgufLayout", "choose_layout"]
 
-# The divisors of Llama 3's rotary frequencies, which GGUF has as a tensor.
-ROPE_FACTORS = "rope_freqs.weight"
-# What the gguf package knows BitNet's own norms as: the names of the first such models.
-_FIRST_NAMES = {
-    "self_attn.attn_sub_norm": "self_attn.inner_attn_ln",
-    "mlp.ffn_sub_norm": "mlp.ffn_layernorm",
-}
+# Those whose hyperparameters are all written here. `bitnet-b1.58` is what forks of llama.cpp know
+# BitNet with relu2 by; its own `bitnet` has silu in its code.
+_WRITTEN = ("bitnet", "bitnet-b1.58", "llama")
 
 
 @dataclass(frozen=True, slots=True)
 class GgufLayout:
-    """What llama.cpp calls an architecture, and how its tensors differ from transformers'.
-
-    Args:
-        name: `general.architecture`.
-        names: the architecture whose tensor names it has.
-        permuted: rows of each head of q and k are stored for rotation in adjacent pairs.
-    """
+    """An architecture as llama.cpp calls it, `name`, and how its tensors are stored."""
 
     name: str
-    names: MODEL_ARCH
-    permuted: bool = False
+    architecture: GgufArchitecture
 
-    def tensor_name(self, name: str, num_layers: int) -> str:
+    def tensor_name(self, name: str) -> str:
         """Return what GGUF calls a tensor.
 
         Raises:
             UnsupportedFormatError: it has no name for it.
         """
-        if name == "lm_head.weight":  # which the package leaves out for tied architectures
-            return "output.weight"
-        known = name
-        for ours, first in _FIRST_NAMES.items():
-            known = known.replace(ours, first)
-        found = get_tensor_name_map(self.names, num_layers).get_name(known, (".weight", ".bias"))
+        found = self.architecture.stored_name(name)
         if found is None:
             raise UnsupportedFormatError(
                 f"GGUF's architecture {self.name} has no tensor for {name}; convert to hf instead"
@@ -61,7 +47,9 @@ class GgufLayout:
 
     def row_order(self, tensor: SourceTensor, config: ModelConfig) -> I32Array | None:
         """Return int32 [N], the row that each stored row is taken from; None where rows stay."""
-        if not self.permuted or not tensor.name.endswith(("q_proj.weight", "k_proj.weight")):
+        if not self.architecture.permuted or not tensor.name.endswith(
+            ("q_proj.weight", "k_proj.weight")
+        ):
             return None
         halves = np.arange(tensor.shape[0], dtype=np.int32).reshape(-1, 2, config.head_dim // 2)
         return halves.swapaxes(1, 2).reshape(-1)
@@ -89,7 +77,7 @@ class GgufLayout:
         if rope.kind == "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope.factor)
-        elif rope.kind == "llama3" and not self.permuted:
+        elif rope.kind == "llama3" and not self.architecture.permuted:
             raise UnsupportedFormatError(
                 f"GGUF's architecture {self.name} cannot say llama3 rotary scaling; convert to hf"
             )
@@ -103,24 +91,19 @@ class GgufLayout:
         return factors.astype(np.float32)
 
 
-_LAYOUTS = {
-    ("BitNetForCausalLM", "silu"): GgufLayout("bitnet", MODEL_ARCH.BITNET),
-    # llama.cpp's `bitnet` has silu in its code; forks know the 2B-4T model by this name.
-    ("BitNetForCausalLM", "relu2"): GgufLayout("bitnet-b1.58", MODEL_ARCH.BITNET),
-    ("LlamaForCausalLM", "silu"): GgufLayout("llama", MODEL_ARCH.LLAMA, permuted=True),
-}
-
-
 def choose_layout(config: ModelConfig) -> GgufLayout:
     """Return the layout of an architecture.
 
     Raises:
-        UnsupportedFormatError: GGUF has none.
+        UnsupportedFormatError: there is none, or it cannot be written yet.
     """
-    layout = _LAYOUTS.get((config.architecture, config.activation))
-    if layout is None:
-        raise UnsupportedFormatError(
-            f"GGUF has no architecture for {config.architecture} with {config.activation}; "
-            "convert to hf instead"
-        )
-    return layout
+    for name in _WRITTEN:
+        architecture = ARCHITECTURES[name]
+        if (architecture.transformers, architecture.activation) == (
+            config.architecture,
+            config.activation,
+        ):
+            return GgufLayout(name, architecture)
+    raise UnsupportedFormatError(
+        f"{config.architecture} with {config.activation} cannot be written to GGUF"
+    )

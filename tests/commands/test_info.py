@@ -10,6 +10,7 @@ from support import CHAT_TEMPLATE, copy_embedded
 
 from ryzanstein import _core, tuning
 from ryzanstein.cli import main
+from ryzanstein.convert import convert_model
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
@@ -83,6 +84,19 @@ def test_templates_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     broken = copy_embedded(tmp_path / "broken", tokenizer_config={"chat_template": "{% if %}"})
     assert main(["info", str(broken)]) == 1
     assert "the chat template does not parse, line 1" in capsys.readouterr().err
+
+
+def test_corrections_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = "{% for m in messages %}Human: {{ m.content }}\n\nBITNETAssistant: {% endfor %}"
+    model = copy_embedded(tmp_path / "model", tokenizer_config={"chat_template": template})
+    file = str(convert_model(open_files(model), tmp_path / "model.gguf", "tq2_0").path)
+    found = shown_json(capsys, file)
+    assert found["notes"] == [
+        "the file's chat template (Human: ... BITNETAssistant:) is not the one the model was "
+        "trained on; using User: ...<|eot_id|>Assistant: instead"
+    ]
+    assert main(["info", file]) == 0
+    assert re.search(r"^note 1: +the file's chat template ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_packed_weights_are_shown(

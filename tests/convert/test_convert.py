@@ -21,6 +21,7 @@ from ryzanstein.convert.output import new_output
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.loaders.model_files import DirectoryFiles, open_files
+from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,6 +262,10 @@ def test_what_gguf_cannot_say_of_a_tokenizer_is_said(tmp_path: Path) -> None:
     assert metadata["tokenizer.ggml.pre"] == "default"
     assert metadata["tokenizer.huggingface.json"] == (EMBEDDED_MODEL / "tokenizer.json").read_text()
 
+    text = "def f(x):\n\n    return x  # 123\n"
+    from_file = Tokenizer.from_files(open_files(conversion.path))
+    assert from_file.encode(text) == Tokenizer.from_files(open_files(EMBEDDED_MODEL)).encode(text)
+
 
 def test_what_exists_is_never_touched(tmp_path: Path) -> None:
     for name in ("out.gguf", "packed"):
@@ -386,9 +391,17 @@ def test_norms_inside_linears_have_no_place_in_gguf(tmp_path: Path) -> None:
     assert greedy(tmp_path / "packed") == greedy(model)
 
 
+@pytest.mark.parametrize("config", [BITNET, LLAMA], ids=["bitnet", "llama"])
 @pytest.mark.parametrize("to", ["tq2_0", "tq1_0"])
-def test_gguf_files_give_the_same_tokens(to: str, tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", BITNET)  # scales in bfloat16, which float16 holds
+def test_gguf_files_give_the_same_tokens(to: str, config: Config, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", config)
+    tensors = random_tensors(config, 1, "BF16")
+    halves = {  # one half of the multiplied kind, and of the divided
+        name: store(np.array([0.0625 if config is BITNET else 16.0]), "BF16")
+        for name in tensors
+        if name.endswith("_scale")
+    }
+    write_checkpoint(model, config, tensors | halves)
     file = convert(model, tmp_path / "out.gguf", to).path
     assert greedy(file) == greedy(model)
     back = convert_model(open_files(file), tmp_path / "back", "hf")

@@ -33,7 +33,9 @@ def info(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a model is and what it will take, without loading its weights.
+    """Show what a model is, and the memory it will take.
+
+    No weights are read, and nothing is measured.
 
     --verify hashes the weight files (blake3). The first time the hashes are kept, in
     RYZANSTEIN_CACHE; from then on a file whose bytes changed while its size and time did not is

@@ -22,11 +22,11 @@ def pull(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Download a model from the Hugging Face hub, and print where it is.
+    """Download a model from the Hugging Face hub.
 
-    Only the files that loading reads are fetched, into the cache that all Hugging Face tools share
-    (HF_HOME, HF_HUB_CACHE); those already there are not fetched again. HF_TOKEN opens gated and
-    private models. With HF_HUB_OFFLINE=1 the cache alone is searched.
+    Prints where it is. Only the files that loading reads are fetched, into the cache that all
+    Hugging Face tools share (HF_HOME, HF_HUB_CACHE); those already there are not fetched again.
+    HF_TOKEN opens gated and private models. With HF_HUB_OFFLINE=1 the cache alone is searched.
 
     \b
     Examples:

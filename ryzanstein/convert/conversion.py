@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from ryzanstein.convert.gguf_file import GgufFormat
 from ryzanstein.convert.hugging_face import HuggingFaceFormat
 from ryzanstein.convert.output import new_output
 from ryzanstein.convert.source import ModelSource
@@ -18,10 +17,20 @@ if TYPE_CHECKING:
     from ryzanstein.convert.report import TensorChange
     from ryzanstein.loaders.model_files import ModelFiles
 
-__all__ = ["FORMATS", "Conversion", "convert_model"]
+__all__ = ["FORMATS", "Conversion", "Format", "convert_model"]
 
 FORMATS = ("hf", "tq2_0", "tq1_0", "q8_0", "q4_0")
 _SUFFIX = ".gguf"
+
+
+class Format(Protocol):
+    """A model that is going to be written; `nbytes` are what its tensors will take."""
+
+    nbytes: int
+
+    def write(self, path: Path) -> tuple[list[TensorChange], list[str]]:
+        """Write it and read it back; return how tensors were stored, and what cannot be said."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,7 @@ def convert_model(files: ModelFiles, path: Path, to: str) -> Conversion:
         wanted = "a directory, not a .gguf file" if to == "hf" else f"a file that ends in {_SUFFIX}"
         raise ValidationError(f"{to} is written to {wanted}; got {path}")
     with new_output(path) as temporary:
-        source = ModelSource(files)
-        form = HuggingFaceFormat(source) if to == "hf" else GgufFormat(source, to)
+        form = _open_format(ModelSource(files), to)
         free = shutil.disk_usage(temporary.parent).free
         if form.nbytes > free:
             raise ModelLoadError(
@@ -85,3 +93,11 @@ def convert_model(files: ModelFiles, path: Path, to: str) -> Conversion:
         tensors, notes = form.write(temporary)
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
     return Conversion(path, size, tensors, notes)
+
+
+def _open_format(source: ModelSource, to: str) -> Format:
+    if to == "hf":
+        return HuggingFaceFormat(source)
+    from ryzanstein.convert.gguf_file import GgufFormat  # the gguf package takes 0.1 s to import
+
+    return GgufFormat(source, to)

@@ -58,8 +58,9 @@ class Conversion:
 def convert_model(files: ModelFiles, path: Path, to: str) -> Conversion:
     """Write a model in another format, read back what was written, and name it then.
 
-    Never holds more than one ternary matrix, or a few megabytes of any other tensor. A progress bar
-    is shown on standard error, if it is a terminal.
+    Never holds more than one ternary matrix, or a few megabytes of any other tensor; one that is
+    quantised in a GGUF file is decoded whole. A progress bar is shown on standard error, if it is a
+    terminal.
 
     Args:
         files: those of the model.

@@ -12,8 +12,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION
 from gguf.quants import quantize
 
 from ryzanstein.convert.gguf_layout import choose_layout
+from ryzanstein.convert.gguf_storage import TYPES, check_values, choose_type
 from ryzanstein.convert.gguf_tokenizer import write_tokenizer
-from ryzanstein.convert.gguf_types import TYPES, check_values, choose_type
 from ryzanstein.convert.report import ChangeMeter, TensorChange
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
 from ryzanstein.loaders.gguf import GgufFile

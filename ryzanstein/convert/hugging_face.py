@@ -67,7 +67,7 @@ class HuggingFaceFormat:
                 entries.append((tensor.name, "U8", (rows // 4, columns)))
                 entries.append((tensor.name + _SCALE, "F32", (1,)))
             else:
-                entries.append((tensor.name, tensor.kind, tensor.shape))
+                entries.append((tensor.name, tensor.dtype, tensor.shape))
         # Wide types first, so that every tensor is aligned.
         self._entries = sorted(entries, key=lambda entry: -_ITEM_BYTES[entry[1]])
         self.nbytes = sum(_nbytes(dtype, shape) for _, dtype, shape in entries)
@@ -155,7 +155,7 @@ class HuggingFaceFormat:
                         f"{tensor.name}: what was written reads back as other weights; "
                         "is the disk sound?"
                     )
-                stored = "packed" if tensor.is_ternary else tensor.kind
+                stored = "packed" if tensor.is_ternary else tensor.dtype
                 changes.append(TensorChange(tensor.name, tensor.kind, stored, 0.0))
         return changes
 

@@ -26,14 +26,15 @@ __all__ = ["ModelSource", "SourceTensor", "Ternary", "slabs"]
 
 _SLAB_WEIGHTS = 1 << 20  # worked on at a time: 4 MB of float32
 _SCALE = "_scale"
+_FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
     """One tensor: its name in the Hugging Face layout, its shape, and how it is stored.
 
-    `kind` is "ternary" for weights the engine computes with as codes and scales, otherwise the
-    safetensors name of a float type.
+    `kind` is "ternary" for weights the engine computes with as codes and scales, otherwise the name
+    of a float type, or of a GGUF type.
     """
 
     name: str
@@ -44,6 +45,11 @@ class SourceTensor:
     def is_ternary(self) -> bool:
         """Return whether the weights are codes and scales."""
         return self.kind == "ternary"
+
+    @property
+    def dtype(self) -> str:
+        """Return the float type that the weights are read in: GGUF types are decoded."""
+        return self.kind if self.kind in _FLOATS else "F32"
 
     @property
     def size(self) -> int:
@@ -117,15 +123,19 @@ class ModelSource:
         self._weights.release(tensor.name)
         return Ternary(matrix.codes(), matrix.row_scales())
 
-    def stored(self, tensor: SourceTensor) -> Iterator[NDArray[np.generic]]:
-        """Yield a float tensor as it is stored (bfloat16 as uint16), slab by slab.
+    def stored(
+        self, tensor: SourceTensor, order: I32Array | None = None
+    ) -> Iterator[NDArray[np.generic]]:
+        """Yield a float tensor in its `dtype` (bfloat16 as uint16), slab by slab.
+
+        Its rows come in another order if one is given.
 
         Raises:
             CorruptFileError: a NaN or infinity in it.
         """
         view = self._weights.view(tensor.name)
         for begin, end in slabs(tensor.shape):
-            slab = view[begin:end]
+            slab = view[begin:end] if order is None else view[order[begin:end]]
             if first_non_finite(slab) is not None:
                 raise CorruptFileError(
                     f"{self._weights.where(tensor.name)} holds a NaN or infinity; download the "
@@ -140,18 +150,13 @@ class ModelSource:
         Raises:
             As `ternary` and `stored`.
         """
-        if tensor.is_ternary:
-            ternary = self.ternary(tensor)
-            for begin, end in slabs(tensor.shape):
-                rows = slice(begin, end) if order is None else order[begin:end]
-                yield ternary.codes[rows] * ternary.scales[rows, None]
-        elif order is None:
-            yield from (to_float32(slab) for slab in self.stored(tensor))
-        else:
-            view = self._weights.view(tensor.name)
-            for begin, end in slabs(tensor.shape):
-                yield to_float32(view[order[begin:end]])
-            self._weights.release(tensor.name)
+        if not tensor.is_ternary:
+            yield from (to_float32(slab) for slab in self.stored(tensor, order))
+            return
+        ternary = self.ternary(tensor)
+        for begin, end in slabs(tensor.shape):
+            rows = slice(begin, end) if order is None else order[begin:end]
+            yield ternary.codes[rows] * ternary.scales[rows, None]
 
 
 def slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

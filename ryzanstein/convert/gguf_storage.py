@@ -55,12 +55,14 @@ def choose_type(tensor: SourceTensor, wanted: GGMLType, *, is_embedding: bool) -
     if len(tensor.shape) == 1:
         return StoredType(GGMLType.F32)
     if is_embedding and wanted in _TERNARY:
-        return StoredType(_FLOATS[tensor.kind])
+        return StoredType(_FLOATS[tensor.dtype])
     if is_embedding and wanted is GGMLType.Q4_0:
         wanted = GGMLType.Q8_0
     block = GGML_QUANT_SIZES[wanted][0]
     if tensor.shape[-1] % block:
         note = f"rows of {tensor.shape[-1]} are not whole blocks of {block}"
+        if tensor.is_ternary:
+            note += ". Readers that ternarise float matrices will scale these by their mean"
         return StoredType(GGMLType.F16, note)
     return StoredType(wanted)
 

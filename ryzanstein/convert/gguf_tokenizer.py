@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import Keys, TokenType
 
 from ryzanstein.chat_template import find_template
-from ryzanstein.errors import ModelLoadError, UnsupportedFormatError
+from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
 from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer
 from ryzanstein.tokenizer import Tokenizer
 
@@ -44,12 +44,18 @@ def write_tokenizer(writer: GGUFWriter, files: ModelFiles, vocab_size: int) -> l
 
     Raises:
         ModelLoadError: there is no tokenizer.json.
+        CorruptFileError: it has more tokens than the model.
         UnsupportedFormatError: a kind of tokenizer that GGUF readers do not know.
     """
     text = files.read_text("tokenizer.json")
     if text is None:
         raise ModelLoadError(f"{files.where('tokenizer.json')} does not exist")
     tokenizer = Tokenizer.from_files(files)
+    if tokenizer.vocab_size > vocab_size:
+        raise CorruptFileError(
+            f"{files.where('tokenizer.json')} has {tokenizer.vocab_size} tokens, but the model "
+            f"only {vocab_size}; the files belong to different models"
+        )
     content = json.loads(text)
     model = content["model"]
     if model.get("type") != "BPE":

@@ -121,7 +121,12 @@ class ModelSource:
         except QuantizationError as error:
             raise QuantizationError(f"{self._weights.where(tensor.name)}: {error}") from error
         self._weights.release(tensor.name)
-        return Ternary(matrix.codes(), matrix.row_scales())
+        codes, scales = matrix.codes(), np.array(matrix.row_scales())
+        # A row of zeros has no scale, and files store anything: it takes that of the others.
+        is_zero = np.zeros(rows, bool)
+        is_zero[matrix.zero_rows()] = True
+        scales[is_zero] = scales[np.argmin(is_zero)]
+        return Ternary(codes, scales)
 
     def stored(
         self, tensor: SourceTensor, order: I32Array | None = None

@@ -240,6 +240,28 @@ def test_rows_that_are_not_whole_blocks(tmp_path: Path) -> None:
     assert tensors["blk.0.ffn_up.weight"][0] == "TQ2_0"
 
 
+def test_rows_of_zeros_have_no_scale(tmp_path: Path) -> None:
+    tensors = random_tensors(BITNET, 1, "BF16")
+    model = write_model(tmp_path / "model", BITNET)
+    packed = tensors["model.layers.0.mlp.up_proj.weight"].array
+    packed[0] = 0b01010101  # rows 0, 128, 256 and 384
+    write_checkpoint(model, BITNET, tensors)
+    file = convert(model, tmp_path / "model.gguf", "tq1_0").path
+    back = convert_model(open_files(file), tmp_path / "back", "hf").path
+    assert greedy(file) == greedy(model)
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight_scale"):
+        copy = parse((back / "model.safetensors").read_bytes())[name]
+        assert np.array_equal(copy.values(), tensors[name].values())
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", BITNET)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_bytes((EMBEDDED_MODEL / name).read_bytes())
+    with pytest.raises(CorruptFileError, match="has 4096 tokens, but the model only 260"):
+        convert(model, tmp_path / "out.gguf", "tq2_0")
+
+
 def test_embeddings_that_a_file_has_quantised(tmp_path: Path) -> None:
     """A ternary model of Microsoft's kind, its embedding in Q8_0."""
     model = write_model(tmp_path / "model", BITNET)

@@ -61,8 +61,6 @@ def choose_type(tensor: SourceTensor, wanted: GGMLType, *, is_embedding: bool) -
     block = GGML_QUANT_SIZES[wanted][0]
     if tensor.shape[-1] % block:
         note = f"rows of {tensor.shape[-1]} are not whole blocks of {block}"
-        if tensor.is_ternary:
-            note += ". Readers that ternarise float matrices will scale these by their mean"
         return StoredType(GGMLType.F16, note)
     return StoredType(wanted)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from gguf import Keys, TokenType
 
 from ryzanstein.chat_template import find_template
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
-from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer
+from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer, rule_name
 from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,14 +25,6 @@ _FILLER = "[PAD{}]"
 # What tokenizer.json calls GPT-2's rule where it does not spell it out.
 _GPT2 = pre_tokenizer("gpt-2").patterns
 _DIGIT = r"\p{N}"
-# One name for each rule that GGUF readers know, the one that most of them do.
-_RULES = {
-    pre_tokenizer(name): name
-    for name in (
-        *("llama-bpe", "qwen2", "gpt-2", "falcon", "smollm", "stablelm2", "command-r", "mpt"),
-        *("deepseek-llm", "deepseek-coder", "deepseek-v3", "tekken", "gpt-4o", "dbrx", "default"),
-    )
-}
 
 
 def write_tokenizer(writer: GGUFWriter, files: ModelFiles, vocab_size: int) -> list[str]:
@@ -139,10 +130,10 @@ def _parts(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 def _write_rule(writer: GGUFWriter, content: dict[str, Any], text: str) -> list[str]:
     """Write the name of how a text is cut into words; where it has none, tokenizer.json whole."""
     rule = _rule(content)
-    for known, name in _RULES.items():
-        if rule is not None and rule == dataclasses.replace(known, add_bos=False):
-            writer.add_tokenizer_pre(name)
-            return []
+    name = None if rule is None else rule_name(rule)
+    if name is not None:
+        writer.add_tokenizer_pre(name)
+        return []
     writer.add_tokenizer_pre("default")
     writer.add_string(Keys.Tokenizer.HF_JSON, text)
     return [

@@ -60,7 +60,9 @@ class LLM:
     has an LLM must make its own.
 
     Args:
-        model: a directory in the Hugging Face layout, a hub id, or None for the embedded model.
+        model: a directory in the Hugging Face layout, a GGUF file, a hub id ("org/name", where it
+            holds GGUF files "org/name:Q4_0", either with "@revision" behind), or None for the
+            embedded model.
         threads: threads to compute with; None takes RYZANSTEIN_THREADS, else one per physical core
             that the process may use.
         context_length: tokens of prompt and generation together; None takes what the model was

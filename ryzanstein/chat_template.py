@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ryzanstein.loaders.model_files import ModelFiles
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "find_template"]
 
 
 # Ten times the longest published template.
@@ -83,7 +83,7 @@ class ChatTemplate:
         Raises:
             CorruptFileError: the file or the template does not parse.
         """
-        source = _find_source(files)
+        source = find_template(files)
         return None if source is None else cls(source, special_tokens)
 
     def render(
@@ -125,7 +125,12 @@ class ChatTemplate:
             ) from error
 
 
-def _find_source(files: ModelFiles) -> str | None:
+def find_template(files: ModelFiles) -> str | None:
+    """Return a model's chat template as text, None where it has none.
+
+    Raises:
+        CorruptFileError: a file that may hold it does not parse.
+    """
     source = files.read_text("chat_template.jinja")
     if source is not None:
         return source

@@ -13,10 +13,14 @@ import typer
 from ryzanstein import __version__
 from ryzanstein.bench.command import bench
 from ryzanstein.chat_loop import ChatLoop
+from ryzanstein.commands.convert import convert
+from ryzanstein.commands.info import info
+from ryzanstein.commands.pull import pull
+from ryzanstein.commands.report import print_report
 from ryzanstein.cpu import doctor as examine
 from ryzanstein.cpu import peak_resident_bytes
 from ryzanstein.errors import RyzansteinError, ValidationError
-from ryzanstein.llm import LLM, describe
+from ryzanstein.llm import LLM
 from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.tuning import Measured, remembered_kernels
 
@@ -38,8 +42,8 @@ Exit codes:
 Environment:
   RYZANSTEIN_THREADS   threads to compute with (default: one per usable physical core)
   RYZANSTEIN_ISA       scalar, avx2 or avx512 (default: the best this machine has)
-  RYZANSTEIN_CACHE     where packed weights and kernel timings are kept (default:
-                       ~/.cache/ryzanstein)
+  RYZANSTEIN_CACHE     where packed weights, kernel timings and hashes of files are kept
+                       (default: ~/.cache/ryzanstein)
   RYZANSTEIN_CACHE_LIMIT   gigabytes of packed weights to keep, 0 for none (default: 16)
   RYZANSTEIN_TERNARY_KERNEL   two_bit, five_trit or a kernel's name (default: the fastest here)
   HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN   where hub models come from
@@ -58,10 +62,9 @@ app = typer.Typer(
 
 _Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Directory or hub id (default: the embedded model)."),
-]
-_ModelArgument = Annotated[
-    str | None, typer.Argument(help="Directory or hub id (default: the embedded model).")
+    typer.Option(
+        "--model", "-m", help="Directory, GGUF file or hub id (default: the embedded model)."
+    ),
 ]
 _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
@@ -203,18 +206,9 @@ def chat(
         ChatLoop(llm, params, system).run()
 
 
-@app.command()
-def info(model: _ModelArgument = None, as_json: _Json = False) -> None:
-    """Show what a model is, without loading its weights.
-
-    \b
-    Examples:
-      ryzanstein info
-      ryzanstein info ./model --json
-    """
-    _print_report(describe(model), as_json)
-
-
+app.command()(info)
+app.command()(pull)
+app.command()(convert)
 app.command()(bench)
 
 
@@ -231,7 +225,7 @@ def doctor(as_json: _Json = False) -> None:
     kernels = remembered_kernels(isa=report.isa, threads=report.threads)
     shown = dataclasses.asdict if as_json else _measured_line
     cache = default_weight_cache()
-    _print_report(
+    print_report(
         dataclasses.asdict(report)
         | {"ternary_kernels": {shape: shown(measured) for shape, measured in kernels.items()}}
         | {"weight_cache": None if cache is None else cache.report()},
@@ -333,29 +327,3 @@ def _measured_line(measured: Measured) -> str:
         for name, timing in measured.timings.items()
     )
     return f"{measured.chosen} (us for one/many tokens: {', '.join(timings)})"
-
-
-def _print_report(report: Mapping[str, object], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(report, indent=2, default=str))
-        return
-    _print_table(report, "")
-
-
-def _print_table(table: Mapping[str, object], indent: str) -> None:
-    width = max(len(key) for key in table) + 2
-    for key, value in table.items():
-        label = f"{indent}{key.replace('_', ' ') + ':':<{width}}"
-        if not isinstance(value, dict):
-            typer.echo(label + _shown(value))
-        elif all(isinstance(item, bool) for item in value.values()):
-            typer.echo(label + " ".join(name for name, on in value.items() if on))
-        else:
-            typer.echo(label.rstrip())
-            _print_table(value, indent + "  ")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "-"
-    return "-" if value is None else str(value)

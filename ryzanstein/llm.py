@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 from contextlib import closing
@@ -33,14 +32,7 @@ from ryzanstein.errors import (
 from ryzanstein.loaders.hub import resolve_model
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import default_weight_cache
-from ryzanstein.models import (
-    choose_packing,
-    inspect_tensors,
-    load_model,
-    num_parameters,
-    packing_identity,
-    read_config,
-)
+from ryzanstein.models import load_model, read_config
 from ryzanstein.sampling import SamplingParams
 from ryzanstein.sampling.presets import read_defaults
 from ryzanstein.tokenizer import Tokenizer
@@ -54,10 +46,9 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import HeadKind, KVDtype, WeightKind
     from ryzanstein.engine.result import Completion, Piece
-    from ryzanstein.loaders.model_files import ModelFiles
-    from ryzanstein.models import LoadedModel, ModelConfig, SkipZeros
+    from ryzanstein.models import LoadedModel, SkipZeros
 
-__all__ = ["LLM", "describe", "generate"]
+__all__ = ["LLM", "generate"]
 
 Prompt: TypeAlias = "str | list[int] | I32Array"
 
@@ -69,7 +60,9 @@ class LLM:
     has an LLM must make its own.
 
     Args:
-        model: a directory in the Hugging Face layout, a hub id, or None for the embedded model.
+        model: a directory in the Hugging Face layout, a GGUF file, a hub id ("org/name", where it
+            holds GGUF files "org/name:Q4_0", either with "@revision" behind), or None for the
+            embedded model.
         threads: threads to compute with; None takes RYZANSTEIN_THREADS, else one per physical core
             that the process may use.
         context_length: tokens of prompt and generation together; None takes what the model was
@@ -384,43 +377,6 @@ class LLM:
             check_integer("logprobs", params.logprobs, 0, vocab_size)
         for token_id in params.stop_token_ids:
             check_integer("stop_token_ids", token_id, 0, vocab_size - 1)
-
-
-def describe(model: str | os.PathLike[str] | None = None) -> dict[str, object]:
-    """Return what a model is, without loading its weights.
-
-    Raises:
-        ModelLoadError: the model is missing, damaged or unsupported.
-    """
-    files = open_files(resolve_model(model))
-    config = read_config(files)
-    tensors = inspect_tensors(files)
-    tokenizer = Tokenizer.from_files(files)
-    template = ChatTemplate.from_files(files, tokenizer.special_tokens)
-    return {
-        "model": str(files.path),
-        "parameters": num_parameters(config),
-        "tensors": len(tensors),
-        "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
-        "packed_weights": _packed_weights(files, config),
-        **dataclasses.asdict(config),
-        "tokenizer_vocab_size": tokenizer.vocab_size,
-        "eos_token_ids": tokenizer.eos_token_ids,
-        "chat_template": template is not None,
-        "defaults": dataclasses.asdict(read_defaults(files)),
-    }
-
-
-def _packed_weights(files: ModelFiles, config: ModelConfig) -> dict[str, object] | None:
-    """Return where a model's packed weights are kept and their bytes, None where they are not."""
-    cache = default_weight_cache()
-    if cache is None:
-        return None
-    packing = choose_packing(config, isa=None, threads=default_threads())
-    path = cache.path(packing_identity(files.open_weights(), config, packing))
-    if not path.exists():
-        return None
-    return {"path": str(path), "bytes": path.stat().st_size}
 
 
 def _is_batch(prompts: object) -> bool:

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
     from ryzanstein._core import TernaryFormat
 
-__all__ = ["Measured", "Timing", "choose_kernels", "format_of", "remembered_kernels"]
+__all__ = [
+    "Measured",
+    "Timing",
+    "choose_kernels",
+    "format_of",
+    "known_kernels",
+    "remembered_kernels",
+]
 
 _KERNEL_VARIABLE = "RYZANSTEIN_TERNARY_KERNEL"
 _FILE = "kernels.json"
@@ -74,6 +81,28 @@ def choose_kernels(
         OutOfMemoryError: no room to measure in.
     """
     isa = _core.resolve_isa(isa)
+    shapes = set(shapes)
+    chosen = known_kernels(shapes, layers=layers, isa=isa, threads=threads)
+    if chosen is not None:
+        return chosen
+    host = _fingerprint(isa, threads)
+    known = _read(host)
+    for rows, columns in _missing(known, shapes, isa):
+        seconds = _core.time_ternary_kernels(rows, columns, isa=isa, threads=threads)
+        known[rows, columns] = {name: Timing(*pair) for name, pair in seconds.items()}
+    _write(host, known)
+    return {shape: _fastest(known[shape]) for shape in shapes}
+
+
+def known_kernels(
+    shapes: Iterable[Shape], *, layers: int, isa: str | None, threads: int
+) -> dict[Shape, str] | None:
+    """Return what `choose_kernels` would, or None where it would have to measure first.
+
+    Raises:
+        ValidationError: as `choose_kernels`.
+    """
+    isa = _core.resolve_isa(isa)
     names = _core.ternary_kernels(isa)
     override = os.environ.get(_KERNEL_VARIABLE, "")
     guess = _match(override, names) if override else names[0]
@@ -81,15 +110,16 @@ def choose_kernels(
     weights = layers * sum(rows * columns for rows, columns in choice)
     if override or isa == "scalar" or weights < _LEAST_WEIGHTS:
         return choice
-    host = _fingerprint(isa, threads)
-    known = _read(host)
-    missing = [shape for shape in choice if set(known.get(shape, ())) != set(names)]
-    for rows, columns in missing:
-        seconds = _core.time_ternary_kernels(rows, columns, isa=isa, threads=threads)
-        known[rows, columns] = {name: Timing(*pair) for name, pair in seconds.items()}
-    if missing:
-        _write(host, known)
+    known = _read(_fingerprint(isa, threads))
+    if _missing(known, choice, isa):
+        return None
     return {shape: _fastest(known[shape]) for shape in choice}
+
+
+def _missing(known: dict[Shape, Timings], shapes: Iterable[Shape], isa: str) -> list[Shape]:
+    """Return the shapes of which a kernel of the tier has not been measured."""
+    names = set(_core.ternary_kernels(isa))
+    return [shape for shape in shapes if set(known.get(shape, ())) != names]
 
 
 def format_of(kernel: str) -> TernaryFormat:

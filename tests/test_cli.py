@@ -17,9 +17,7 @@ from ryzanstein import LLM, SamplingParams, __version__, llm
 from ryzanstein.bench import command as bench_command
 from ryzanstein.cli import main
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
-from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
-from ryzanstein.models import load_model, num_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,6 +151,11 @@ def test_the_prompt_may_be_piped_in(
         (["generate", "x", "-m", "a.gguf"], 1, "a.gguf does not exist"),
         (["chat"], 2, "has no chat template, so it cannot chat"),
         (["info", "/no/such"], 1, "no model directory /no/such"),
+        (["pull", "./model"], 2, "./model is not a hub id; give org/name, org/name:Q4_0 or "),
+        (["pull", "a/b@v1", "--revision", "v2"], 2, "a/b@v1 names another revision than --revisi"),
+        (["convert", "/no/such", "out.gguf", "--to", "q8_0"], 1, "no model directory /no/such"),
+        (["convert", str(EMBEDDED_MODEL), "out", "--to", "q9"], 2, "the format must be one of hf,"),
+        (["convert", str(EMBEDDED_MODEL), "out"], 2, "Missing option '--to'."),
         (["nonsense"], 2, "No such command 'nonsense'."),
     ],
 )
@@ -199,47 +202,12 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == shown
-    for text in ("Exit codes:", "130", "RYZANSTEIN_ISA", "generate", "chat", "info", "doctor"):
+    commands = ("generate", "chat", "info", "pull", "convert", "bench", "doctor")
+    for text in ("Exit codes:", "130", "RYZANSTEIN_ISA", *commands):
         assert text in shown
-    for command in ("generate", "chat", "info", "doctor"):
+    for command in commands:
         assert main([command, "-h"]) == 0
         assert "Examples:\n" in capsys.readouterr().out
-
-
-def test_info(capsys: pytest.CaptureFixture[str], embedded: LLM) -> None:
-    assert main(["info"]) == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"architecture: +BitNetForCausalLM\n", shown)
-    assert main(["info", "--json", str(EMBEDDED_MODEL)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["model"] == str(EMBEDDED_MODEL)
-    assert found["parameters"] == num_parameters(embedded.config)
-    assert found["vocab_size"] == embedded.config.vocab_size
-    assert found["chat_template"] is False
-    assert found["tensor_bytes"] > 0
-    assert found["packed_weights"] is None
-
-
-def test_packed_weights_are_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RYZANSTEIN_CACHE", str(tmp_path / "cache"))
-    empty = {"directory": str(tmp_path / "cache" / "packed"), "files": 0, "bytes": 0}
-    assert main(["doctor", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["weight_cache"].items() >= empty.items()
-    model = copy_embedded(tmp_path / "model")
-    load_model(
-        open_files(model),
-        threads=1,
-        isa=None,
-        weight_cache=WeightCache(tmp_path / "cache" / "packed", 1 << 30, 0),
-    )
-    assert main(["info", "--json", str(model)]) == 0
-    packed = json.loads(capsys.readouterr().out)["packed_weights"]
-    (file,) = (tmp_path / "cache" / "packed").iterdir()
-    assert packed == {"path": str(file), "bytes": file.stat().st_size}
-    assert main(["doctor"]) == 0
-    assert re.search(rf"^  bytes: +{file.stat().st_size}$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [["generate", "-n", "1", "x"], ["bench", "-p", "1", "-n", "0"]])

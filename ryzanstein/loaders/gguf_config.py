@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 
     from ryzanstein.loaders.gguf import GgufFile, GgufTensor
 
-__all__ = ["GgufArchitecture", "architecture_of", "is_tied", "model_config"]
+__all__ = [
+    "ARCHITECTURES",
+    "ROPE_FACTORS",
+    "GgufArchitecture",
+    "architecture_of",
+    "is_tied",
+    "model_config",
+]
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -48,7 +56,7 @@ _SANDWICH_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -78,7 +86,7 @@ class GgufArchitecture:
 
         A name that is not known stays, for whoever checks names to refuse.
         """
-        if name == _ROPE_FACTORS:
+        if name == ROPE_FACTORS:
             return None
         block = _BLOCK.fullmatch(name)
         if block is None:
@@ -89,9 +97,19 @@ class GgufArchitecture:
             return name
         return f"model.layers.{block[1]}.{names[part]}{dot}{suffix}"
 
+    def stored_name(self, name: str) -> str | None:
+        """Return what GGUF calls a tensor of transformers, None where it has no name for it."""
+        layer = _LAYER.fullmatch(name)
+        if layer is None:
+            return {theirs: stored for stored, theirs in _TOP_NAMES.items()}.get(name)
+        module, dot, suffix = layer[2].rpartition(".")
+        names = _BLOCK_NAMES | _SANDWICH_NAMES if self.sandwich_norms else _BLOCK_NAMES
+        stored = {theirs: part for part, theirs in names.items()}.get(module)
+        return None if stored is None else f"blk.{layer[1]}.{stored}{dot}{suffix}"
+
 
 _GEMMA = "gelu_pytorch_tanh"
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "bitnet": GgufArchitecture("BitNetForCausalLM", "bitnet", "silu", ternary=True),
     "bitnet-25": GgufArchitecture("BitNetForCausalLM", "bitnet", "relu2", ternary=True),
     "bitnet-b1.58": GgufArchitecture("BitNetForCausalLM", "bitnet", "relu2", ternary=True),
@@ -118,17 +136,17 @@ def architecture_of(file: GgufFile) -> GgufArchitecture:
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelLoadError(f"{file.path}: general.architecture is missing; is it a model?")
-    if name not in _ARCHITECTURES:
+    if name not in ARCHITECTURES:
         raise UnsupportedFormatError(
             f"{file.path}: general.architecture is {name!r}; supported are "
-            f"{', '.join(_ARCHITECTURES)}"
+            f"{', '.join(ARCHITECTURES)}"
         )
     parts = file.metadata.get("split.count", 1)
     if parts != 1:
         raise UnsupportedFormatError(
             f"{file.path} is one of {parts} parts; join them with `llama-gguf-split --merge`"
         )
-    return _ARCHITECTURES[name]
+    return ARCHITECTURES[name]
 
 
 def is_tied(file: GgufFile) -> bool:
@@ -250,7 +268,7 @@ def _rope(file: GgufFile, metadata: _Metadata, head_dim: Any) -> dict[str, Any]:
                 "rope.scaling.original_context_length"
             ),
         }
-    if _ROPE_FACTORS in file:
+    if ROPE_FACTORS in file:
         config["rope_scaling"] = _llama3_scaling(file, theta)
     return config
 
@@ -261,7 +279,7 @@ def _llama3_scaling(file: GgufFile, theta: Any) -> dict[str, Any]:
     The file has by how much each frequency is divided. All models of Llama 3.1 to 3.3 have the same
     bands, so the largest divisor settles the rest; numbers that do not come out are refused.
     """
-    tensor = file.tensor(_ROPE_FACTORS)
+    tensor = file.tensor(ROPE_FACTORS)
     found = tensor.type.dequantize(file.view(tensor.name), (1, tensor.shape[-1]), 0, 1)[0]
     factor = float(found.max())
     pairs = len(found)
@@ -273,7 +291,7 @@ def _llama3_scaling(file: GgufFile, theta: Any) -> dict[str, Any]:
         if np.allclose(found, 1 / ((1 - kept) / factor + kept), rtol=1e-5):
             return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
     raise UnsupportedFormatError(
-        f"{file.path}: {_ROPE_FACTORS} is not the scaling of Llama 3.1; use the model's Hugging "
+        f"{file.path}: {ROPE_FACTORS} is not the scaling of Llama 3.1; use the model's Hugging "
         "Face directory, whose config.json says what it is"
     )
 

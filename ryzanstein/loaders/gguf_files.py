@@ -76,6 +76,11 @@ class GgufFiles:
         values = self.read_json(name)
         return None if values is None else json.dumps(values, ensure_ascii=False)
 
+    def notes(self) -> list[str]:
+        """Return why the chat template is not the one in the file, if it is not."""
+        note = self._made(gguf_tokenizer.template_source).note
+        return [] if note is None else [note]
+
     def _made(self, make: Callable[[Mapping[str, Any]], T]) -> T:
         """Return what is made of the metadata; its errors do not know the file."""
         try:

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
+from ryzanstein.loaders.json_file import parse_json_object
 from ryzanstein.loaders.pre_tokenizers import PreTokenizer, pre_tokenizer
 from ryzanstein.loaders.sentencepiece import Pieces, PieceType, is_filler, pieces_to_json
 from ryzanstein.loaders.tokenizer_json import SpacePrefix, added_token, byte_level_bpe
@@ -32,6 +33,8 @@ _Value = TypeVar("_Value")
 
 _PREFIX = "tokenizer.ggml."
 _CHAT_TEMPLATE = "tokenizer.chat_template"
+# All of tokenizer.json, where a converter found that the other fields cannot say it.
+_WHOLE = "tokenizer.huggingface.json"
 _BITNET_2B = ("bitnet-25", "bitnet-b1.58")
 
 # The ids a GGUF file names, and what tokenizer_config.json calls the tokens.
@@ -83,6 +86,9 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, object]:
         UnsupportedFormatError: a kind of tokenizer or a pre-tokenizer that is not supported.
         CorruptFileError: a field is missing, malformed or contradicts another.
     """
+    whole = _get(metadata, _WHOLE, str, None)
+    if whole is not None:
+        return parse_json_object(whole.encode(), _WHOLE)
     kind = _kind(metadata)
     tokens, types = _tokens(metadata)
     if kind == "gpt2":

@@ -100,6 +100,10 @@ class ModelFiles(Protocol):
         """
         ...
 
+    def notes(self) -> list[str]:
+        """Return what was corrected, because files like these are known to say it wrong."""
+        ...
+
     def open_weights(self) -> WeightSource:
         """Return the tensors, their headers checked.
 
@@ -147,6 +151,10 @@ class DirectoryFiles:
             raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             raise CorruptFileError(f"{path} is not UTF-8: {error}") from error
+
+    def notes(self) -> list[str]:
+        """Return nothing: these files are what the model was trained with."""
+        return []
 
     def open_weights(self) -> Checkpoint:
         """Map every weight file and check every header."""

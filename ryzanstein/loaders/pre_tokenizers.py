@@ -7,11 +7,11 @@ patterns that isolate their matches one after the other, then the byte alphabet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ryzanstein.errors import UnsupportedFormatError
 
-__all__ = ["PreTokenizer", "pre_tokenizer"]
+__all__ = ["PreTokenizer", "pre_tokenizer", "rule_name"]
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -126,3 +126,11 @@ def pre_tokenizer(name: str) -> PreTokenizer:
             f"the pre-tokenizer {name!r} is not supported; supported are {known}"
         )
     return rule
+
+
+def rule_name(rule: PreTokenizer) -> str | None:
+    """Return the first name of a rule, whatever its `add_bos`, or None where it has none."""
+    for name, known in _RULES.items():
+        if replace(known, add_bos=rule.add_bos) == rule:
+            return name
+    return None

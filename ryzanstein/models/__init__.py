@@ -7,7 +7,6 @@ import json
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,11 +36,11 @@ from ryzanstein.models.qwen import QWEN2, QWEN3
 from ryzanstein.models.rope import inverse_frequencies
 from ryzanstein.models.tensors import check_tensors, count_parameters, matrix_shapes
 from ryzanstein.models.weights import WeightReader
+from ryzanstein.progress import byte_progress
 from ryzanstein.quant import to_bfloat16, to_float32
-from ryzanstein.tuning import choose_kernels
+from ryzanstein.tuning import choose_kernels, known_kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
@@ -59,9 +58,11 @@ __all__ = [
     "TensorInfo",
     "choose_packing",
     "inspect_tensors",
+    "known_packing",
     "load_model",
     "num_parameters",
     "packing_identity",
+    "read_architecture",
     "read_config",
 ]
 
@@ -97,7 +98,31 @@ def read_config(files: ModelFiles) -> ModelConfig:
         CorruptFileError: a field has the wrong type or contradicts another.
         UnsupportedFormatError: an architecture or quantisation this engine does not compute.
     """
-    return _read_config(files)[0]
+    return read_architecture(files)[0]
+
+
+def read_architecture(files: ModelFiles) -> tuple[ModelConfig, Family]:
+    """Return the checked configuration of a model, and what its family calls its tensors.
+
+    Raises:
+        As `read_config`.
+    """
+    where = files.where("config.json")
+    values = files.read_json("config.json")
+    if values is None:
+        raise ModelLoadError(
+            f"{where} does not exist; point at a directory in the Hugging Face layout "
+            "(config.json and *.safetensors)"
+        )
+    fields = Fields(values, where)
+    architecture = require_architecture(fields)
+    family = _FAMILIES.get(architecture)
+    if family is None:
+        raise UnsupportedFormatError(
+            f"{fields.name('architectures')} is {architecture!r}; supported are "
+            f"{', '.join(sorted(_FAMILIES))}"
+        )
+    return parse_config(fields, family), family
 
 
 def inspect_tensors(files: ModelFiles) -> list[TensorInfo]:
@@ -146,7 +171,7 @@ def load_model(
     if threads < 1:
         raise ValidationError(f"threads is {threads}; it must be at least 1")
     resolve_isa(isa)  # a wrong tier is refused before the work
-    config, family = _read_config(files)
+    config, family = read_architecture(files)
     config, weights = with_weights(config, weights)
     checkpoint = files.open_weights()
     check_tensors(checkpoint, config, family)
@@ -179,6 +204,19 @@ def choose_packing(
         resolve_head(lm_head, config),
         weights,
     )
+
+
+def known_packing(config: ModelConfig, *, isa: str | None, threads: int) -> Packing | None:
+    """Return what `choose_packing` would, or None where it would have to measure kernels first.
+
+    Raises:
+        ValidationError: as `choose_packing`.
+    """
+    shapes = matrix_shapes(config, _FAMILIES[config.architecture])
+    kernels = known_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads)
+    if kernels is None:
+        return None
+    return Packing(kernels, resolve_skip_zeros(None, config, isa), resolve_head("exact", config))
 
 
 def packing_identity(checkpoint: WeightSource, config: ModelConfig, packing: Packing) -> str:
@@ -225,7 +263,7 @@ class _Build:
         is_coded = self.packing.head != "dense"
         total = sum(checkpoint.info(name).nbytes for name in checkpoint)
         title = f"Loading {checkpoint.path.name}"
-        with _progress(title, total, shown=progress and packed is None) as advance:
+        with byte_progress(title, total, shown=progress and packed is None) as advance:
             reader = WeightReader(checkpoint, config, self.family, self.packing, packed, advance)
             embedding, lm_head = reader.embedding(), reader.lm_head()
             with ThreadPoolExecutor(self.threads) as pool:
@@ -248,25 +286,6 @@ class _Build:
             objects[_CODED_HEAD] = decoder.coded_head_arrays()
         mapped_bytes = reader.mapped_bytes() + (0 if packed is None else packed.nbytes)
         return LoadedModel(decoder, config, mapped_bytes), objects
-
-
-def _read_config(files: ModelFiles) -> tuple[ModelConfig, Family]:
-    where = files.where("config.json")
-    values = files.read_json("config.json")
-    if values is None:
-        raise ModelLoadError(
-            f"{where} does not exist; point at a directory in the Hugging Face layout "
-            "(config.json and *.safetensors)"
-        )
-    fields = Fields(values, where)
-    architecture = require_architecture(fields)
-    family = _FAMILIES.get(architecture)
-    if family is None:
-        raise UnsupportedFormatError(
-            f"{fields.name('architectures')} is {architecture!r}; supported are "
-            f"{', '.join(sorted(_FAMILIES))}"
-        )
-    return parse_config(fields, family), family
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -297,22 +316,3 @@ def _embedding_scale(config: ModelConfig, embedding: DenseArray) -> float:
     scale = np.array([math.sqrt(config.hidden_size)], np.float32)
     stored = to_bfloat16(scale) if embedding.dtype == np.uint16 else scale.astype(embedding.dtype)
     return float(to_float32(stored)[0])
-
-
-@contextmanager
-def _progress(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function that moves a progress bar by so many bytes."""
-    if not shown:
-        yield lambda _: None
-        return
-    # Imported here because it costs 50 ms that a quiet load need not pay.
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda nbytes: bar.advance(task, nbytes)

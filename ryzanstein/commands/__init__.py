@@ -1,0 +1,1 @@
+"""The commands of `ryzanstein` that are about a model's files, one module each."""

@@ -70,6 +70,7 @@ _Threads = Annotated[int | None, typer.Option(help="Threads to compute with.")]
 _Context = Annotated[int | None, typer.Option(help="Tokens of prompt and generation together.")]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16, f32 or int8.")]
 _LmHead = Annotated[str, typer.Option(help="Logits: exact, int7, int5 or dense.")]
+_Weights = Annotated[str, typer.Option(help="Linears: auto (as stored), bf16 or ternary.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _WeightCache = Annotated[
     bool,
@@ -125,6 +126,7 @@ def generate(
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
     lm_head: _LmHead = "exact",
+    weights: _Weights = "auto",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
     stats: Annotated[
@@ -154,7 +156,9 @@ def generate(
         "seed": seed,
     }
     text = _read_prompt(prompt)
-    with _load(model, threads, context_length, kv_dtype, lm_head, isa, weight_cache) as llm:
+    with _load(
+        model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache
+    ) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         if as_json:
             completion = llm.generate(text, params)
@@ -180,6 +184,7 @@ def chat(
     context_length: _Context = None,
     kv_dtype: _KVDtype = "f16",
     lm_head: _LmHead = "exact",
+    weights: _Weights = "auto",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
 ) -> None:
@@ -201,7 +206,9 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    with _load(model, threads, context_length, kv_dtype, lm_head, isa, weight_cache) as llm:
+    with _load(
+        model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache
+    ) as llm:
         params = dataclasses.replace(llm.defaults.params, **_given(chosen))
         ChatLoop(llm, params, system).run()
 
@@ -272,6 +279,7 @@ def _load(
     context_length: int | None,
     kv_dtype: str,
     lm_head: str,
+    weights: str,
     isa: str | None,
     weight_cache: bool,
 ) -> LLM:
@@ -279,6 +287,7 @@ def _load(
         "context_length": context_length,
         "kv_dtype": kv_dtype,
         "lm_head": lm_head,
+        "weights": weights,
     }
     return LLM(model, threads=threads, isa=isa, weight_cache=weight_cache, **options)
 

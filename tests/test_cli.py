@@ -147,6 +147,8 @@ def test_the_prompt_may_be_piped_in(
         (["generate", "x", "--isa", "mmx"], 2, "mmx"),
         (["generate", "x", "--kv-dtype", "f8"], 2, "kv_dtype must be one of"),
         (["generate", "x", "--lm-head", "f8"], 2, "lm_head must be one of"),
+        (["generate", "x", "--weights", "f8"], 2, "weights must be one of"),
+        (["chat", "--weights", "bf16"], 1, "the model is ternary"),
         (["generate", "x", "-m", "/no/such"], 1, "no model directory /no/such"),
         (["generate", "x", "-m", "a.gguf"], 1, "a.gguf does not exist"),
         (["chat"], 2, "has no chat template, so it cannot chat"),

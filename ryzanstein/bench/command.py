@@ -18,7 +18,7 @@ from ryzanstein.bench.result import measure
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.store import append_rows
 from ryzanstein.bench.workload import Workload
-from ryzanstein.config import check_integer, check_kv_dtype, check_lm_head
+from ryzanstein.config import check_integer, check_kv_dtype, check_lm_head, check_weights
 from ryzanstein.cpu import check_threads, default_threads
 from ryzanstein.errors import ValidationError
 from ryzanstein.loaders.hub import resolve_model
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ryzanstein.bench.result import Row
-    from ryzanstein.config import HeadKind, KVDtype
+    from ryzanstein.config import HeadKind, KVDtype, WeightKind
     from ryzanstein.loaders.weight_cache import WeightCache
 
 __all__ = ["bench"]
@@ -61,6 +61,7 @@ _Repetitions = Annotated[
 ]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16, f32 or int8.")]
 _LmHead = Annotated[str, typer.Option(help="Logits: exact, int7, int5 or dense.")]
+_Weights = Annotated[str, typer.Option(help="Linears: auto (as stored), bf16 or ternary.")]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _WeightCache = Annotated[
     bool,
@@ -87,8 +88,14 @@ class _Plan:
     repetitions: int
     kv_dtype: KVDtype
     lm_head: HeadKind
+    weights: WeightKind
     isa: str
     weight_cache: WeightCache | None
+
+    def __post_init__(self) -> None:
+        check_kv_dtype(self.kv_dtype)
+        check_lm_head(self.lm_head)
+        check_weights(self.weights)
 
     @property
     def num_runs(self) -> int:
@@ -105,6 +112,7 @@ def bench(
     repetitions: _Repetitions = 5,
     kv_dtype: _KVDtype = "f16",
     lm_head: _LmHead = "exact",
+    weights: _Weights = "auto",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
     as_json: _Json = False,
@@ -136,8 +144,6 @@ def bench(
       ryzanstein bench ./model -p 0 -d 0-4096+1024 --json > depth.json
       ryzanstein bench ./model --sqlite bench.db
     """
-    check_kv_dtype(kv_dtype)
-    check_lm_head(lm_head)
     counts = [default_threads()] if threads is None else parse_numbers("-t", threads, 1)
     plan = _Plan(
         model=model,
@@ -146,6 +152,7 @@ def bench(
         repetitions=check_integer("-r", repetitions, 1),
         kv_dtype=cast("KVDtype", kv_dtype),
         lm_head=cast("HeadKind", lm_head),
+        weights=cast("WeightKind", weights),
         isa=_core.resolve_isa(isa),
         weight_cache=default_weight_cache() if weight_cache else None,
     )
@@ -202,6 +209,7 @@ def _run(plan: _Plan) -> Iterator[Row]:
             isa=plan.isa,
             weight_cache=plan.weight_cache,
             lm_head=plan.lm_head,
+            weights=plan.weights,
             progress=sys.stderr.isatty(),
         )
         runner = Runner(loaded, plan.kv_dtype)
@@ -212,6 +220,7 @@ def _run(plan: _Plan) -> Iterator[Row]:
                     runner,
                     workload,
                     plan.repetitions,
+                    weights=plan.weights,
                     model=plan.model or _EMBEDDED,
                     model_bytes=model_bytes,
                     advance=advance,

@@ -41,6 +41,7 @@ class Row:
         kernels: op -> the weight format and instructions it rests on.
         kv_dtype: how keys and values are stored.
         lm_head: how logits are computed.
+        weights: how linears are held, as asked.
         model: as given on the command line.
         model_bytes: of its tensors, on disk.
         num_parameters: of the model.
@@ -72,6 +73,7 @@ class Row:
     kernels: dict[str, str]
     kv_dtype: str
     lm_head: str
+    weights: str
     model: str
     model_bytes: int
     num_parameters: int
@@ -100,6 +102,7 @@ def measure(
     workload: Workload,
     repetitions: int,
     *,
+    weights: str,
     model: str,
     model_bytes: int,
     advance: Callable[[], object] = lambda: None,
@@ -110,6 +113,7 @@ def measure(
         runner: the model.
         workload: what to time.
         repetitions: runs that count.
+        weights: how its linears are held, as asked.
         model: what to call it.
         model_bytes: of its tensors.
         advance: called after each run, the warm-up included.
@@ -142,6 +146,7 @@ def measure(
         kernels=_core.kernels(decoder.isa),
         kv_dtype=runner.kv_dtype,
         lm_head=runner.model.decoder.head_kind,
+        weights=weights,
         model=model,
         model_bytes=model_bytes,
         num_parameters=num_parameters(runner.model.config),

@@ -195,7 +195,8 @@ def choose_packing(
     Measures the kernels of its shapes where that has not been done yet.
 
     Raises:
-        ValidationError: a tier this machine does not have, or an unknown kernel in the environment.
+        ValidationError: a tier this machine does not have, an unknown kernel in the environment, or
+            a head that cannot be coded.
     """
     shapes = matrix_shapes(config, _FAMILIES[config.architecture])
     return Packing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ryzanstein.errors import ValidationError
 from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,15 @@ def resolve_head(lm_head: HeadKind, config: ModelConfig) -> HeadKind:
     """Return the kind of head to use: an exact one that codes are of no use to is dense.
 
     That is a small one, and one whose logits are soft-capped: bounds are of logits as they are.
+
+    Raises:
+        ValidationError: codes are to answer for soft-capped logits.
     """
+    if config.final_softcap > 0.0 and lm_head not in ("exact", "dense"):
+        raise ValidationError(
+            f"lm_head is {lm_head!r}, but this model soft-caps its logits, which takes a dense "
+            "head; choose 'exact' or 'dense'"
+        )
     is_small = config.vocab_size * config.hidden_size < _CODED_HEAD_ELEMENTS
     uncoded = is_small or config.final_softcap > 0.0
     return "dense" if lm_head == "exact" and uncoded else lm_head

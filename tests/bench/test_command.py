@@ -85,6 +85,7 @@ def test_every_combination_is_a_test(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_tier_is_forced_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
     row = rows(capsys, "-n", "0", "--isa", "scalar", "--kv-dtype", "f32", "--lm-head", "int7")[0]
     assert (row["isa"], row["kv_dtype"], row["lm_head"]) == ("scalar", "f32", "int7")
+    assert row["weights"] == "auto"
     assert row["multiply_add_share"] is None
 
 
@@ -165,6 +166,7 @@ def test_a_plot_is_drawn(
         (["--isa", "sse9"], "sse9"),
         (["--kv-dtype", "f8"], "kv_dtype must be one of"),
         (["--lm-head", "f8"], "lm_head must be one of"),
+        (["--weights", "f8"], "weights must be one of"),
         (["--plot", "out.txt"], "must end in one of .pdf, .png, .svg"),
         (["--plot", "no/such/folder/out.png"], "there is no such folder"),
         (["--sqlite", "no/such/folder/bench.db"], "unable to open"),

@@ -29,6 +29,7 @@ def row(rate: float, *, threads: int = 1, depth: int = 0, sequences: int = 1) ->
         kernels={},
         kv_dtype="f16",
         lm_head="exact",
+        weights="auto",
         model="some/folder/a-model",
         model_bytes=1,
         num_parameters=1,

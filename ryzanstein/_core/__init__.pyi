@@ -146,6 +146,69 @@ class TernaryMatrix:
     def row_scales(self) -> F32Array:
         """Return float32 [N]."""
 
+class GroupedMatrix:
+    """Weights [N, K] of 2, 4 or 8 bits, with a scale for each group of columns of a row.
+
+    A weight is scale * (code - zero), zero being 1, 8 or 128, or scale * code + minimum where the
+    matrix has minima. Scales and minima are stored as `scale_dtype`.
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        bits: int,
+        group: int = 32,
+        scale_dtype: Literal["f16", "f32"] = "f16",
+        has_minimum: bool = False,
+        arrays: dict[str, U8Array] | None = None,
+    ) -> None:
+        """Take the `arrays` of a matrix of this shape and format in place, or pack rows next.
+
+        `group` is 16, 32, 64 or 128. Arrays are kept alive, 64-byte aligned, and must not change.
+
+        Raises ValidationError where they are not what such a matrix has.
+        """
+
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def pack_float(self, row_begin: int, weights: DenseArray) -> None:
+        """Fill rows from floats [n, K], each group by a scale fitted to it; takes no minima.
+
+        Distinct rows may be filled from distinct threads.
+
+        Raises QuantizationError on a weight that is not finite or too large for its scale.
+        """
+
+    def pack_codes(
+        self, row_begin: int, codes: U8Array, scales: F32Array, minima: F32Array | None = None
+    ) -> None:
+        """Fill rows from codes [n, K], and scales and minima [n, ceil(K / group)].
+
+        Raises QuantizationError on codes out of range and scales that `scale_dtype` cannot hold.
+        """
+
+    def arrays(self) -> dict[str, U8Array]:
+        """Return the packed weights as read-only views, by name."""
+
+    def unpack(self) -> tuple[U8Array, F32Array, F32Array | None]:
+        """Return codes [N, K], and scales and minima [N, ceil(K / group)]."""
+
+    def dequantize(self, row_begin: int = 0, row_end: int | None = None) -> F32Array:
+        """Return rows as float32 [n, K].
+
+        Raises:
+            ValidationError: the matrix has no such rows.
+        """
+
 class TernaryRows:
     """Ternary weights row by row at 1.6 bits each, for products that leave most rows out."""
 

@@ -9,11 +9,14 @@ namespace {
 
 // Pairs of products in int16, which hold those of a block: 8 pairs of 2 * 15 * 128 at most. Codes
 // of 8 bits are multiplied as two of 4.
-template <std::size_t kBits>
+template <std::size_t kCodeBits>
 struct PairProducts {
+  static constexpr std::size_t kBits = kCodeBits;
+  static constexpr std::size_t kVecs = 1;
   static constexpr bool kSplit = kBits == 8;
 
-  explicit PairProducts(const std::uint8_t* bytes) {
+  PairProducts(const std::uint8_t* block, std::size_t vec) {
+    const std::uint8_t* bytes = vec_codes<kBits>(block, vec);
 #pragma GCC unroll 8
     for (std::size_t quad = 0; quad < kBlockQuads; ++quad) {
       const __m256i codes = load_quad<kBits>(bytes, quad);
@@ -22,9 +25,9 @@ struct PairProducts {
     }
   }
 
-  // `sum` and the products of kQuads quads.
+  // `start` and the products of kQuads quads.
   template <std::size_t kQuads>
-  __m256i dot(std::size_t first_quad, const std::int8_t* q, __m256i sum) const {
+  void dot(std::size_t first_quad, const std::int8_t* q, __m256i start, __m256i* sum) const {
     __m256i low_pairs = _mm256_setzero_si256();
     __m256i high_pairs = _mm256_setzero_si256();
 #pragma GCC unroll 8
@@ -33,9 +36,10 @@ struct PairProducts {
       multiply_add(low_pairs, low[i], x);
       if constexpr (kSplit) multiply_add(high_pairs, high[i], x);
     }
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low_pairs, _mm256_set1_epi16(1)));
-    if (!kSplit) return sum;
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(high_pairs, _mm256_set1_epi16(16)));
+    *sum = _mm256_add_epi32(start, _mm256_madd_epi16(low_pairs, _mm256_set1_epi16(1)));
+    if constexpr (kSplit) {
+      *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(high_pairs, _mm256_set1_epi16(16)));
+    }
   }
 
   __m256i low[kBlockQuads];

@@ -6,45 +6,43 @@
 namespace ryz::avx512 {
 namespace {
 
-// sum += dot of 4 codes of each row with the same 4 activations, which the instruction broadcasts.
-inline void dot4_with(__m512i& sum, __m512i codes, const std::int8_t* x) {
-#if defined(__GNUC__)
-  using Dword [[gnu::may_alias, gnu::aligned(1)]] = int;
-  __asm__("vpdpbusd %2%{1to16%}, %1, %0"
-          : "+v"(sum)
-          : "v"(codes), "m"(*reinterpret_cast<const Dword*>(x)));
-#else
-  dot4(sum, codes, load_dword(x));
-#endif
-}
-
-// 8 zmm of codes at bit 0. Of 11 instructions of a block and token on the multiplier's ports 9 are
-// products or take their place, so that products run at four fifths of their peak.
-template <std::size_t kBits>
+// Codes at bit 0, 8 zmm for each of two row groups. Both meet an activation that is broadcast once:
+// an operand that the instruction broadcasts itself takes the place of a load in every product, and
+// loads are what runs out.
+template <std::size_t kCodeBits>
 struct DotProducts {
-  explicit DotProducts(const std::uint8_t* bytes) {
+  static constexpr std::size_t kBits = kCodeBits;
+  static constexpr std::size_t kVecs = 2;
+
+  DotProducts(const std::uint8_t* block, std::size_t vec) {
     constexpr std::size_t kPlanes = 8 / kBits;
     const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << kBits) - 1));
+#pragma GCC unroll 2
+    for (std::size_t v = 0; v < kVecs; ++v) {
+      const std::uint8_t* bytes = vec_codes<kBits>(block, vec + v);
 #pragma GCC unroll 8
-    for (std::size_t quad = 0; quad < kBlockQuads; ++quad) {
-      const __m512i vector = load_group(bytes + quad / kPlanes * kGroupBytes);
-      const auto shift = static_cast<unsigned>(quad % kPlanes * kBits);
-      const __m512i shifted = shift == 0 ? vector : _mm512_srli_epi16(vector, shift);
-      codes[quad] = kBits == 8 ? vector : _mm512_and_si512(shifted, mask);
+      for (std::size_t quad = 0; quad < kBlockQuads; ++quad) {
+        const __m512i vector = load_group(bytes + quad / kPlanes * kGroupBytes);
+        const auto shift = static_cast<unsigned>(quad % kPlanes * kBits);
+        const __m512i shifted = shift == 0 ? vector : _mm512_srli_epi16(vector, shift);
+        codes[v][quad] = kBits == 8 ? vector : _mm512_and_si512(shifted, mask);
+      }
     }
   }
 
-  // `sum` and the products of kQuads quads.
+  // `start` and the products of kQuads quads, by vector.
   template <std::size_t kQuads>
-  __m512i dot(std::size_t first_quad, const std::int8_t* q, __m512i sum) const {
+  void dot(std::size_t first_quad, const std::int8_t* q, __m512i start, __m512i* sums) const {
+    for (std::size_t v = 0; v < kVecs; ++v) sums[v] = start;
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < kQuads; ++i) {
-      dot4_with(sum, codes[first_quad + i], q + (first_quad + i) * kQuadColumns);
+    for (std::size_t i = first_quad; i < first_quad + kQuads; ++i) {
+      const __m512i x = load_dword(q + i * kQuadColumns);
+#pragma GCC unroll 2
+      for (std::size_t v = 0; v < kVecs; ++v) dot4(sums[v], codes[v][i], x);
     }
-    return sum;
   }
 
-  __m512i codes[kBlockQuads];
+  __m512i codes[kVecs][kBlockQuads];
 };
 
 }  // namespace

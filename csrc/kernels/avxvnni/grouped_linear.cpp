@@ -7,23 +7,26 @@
 namespace ryz::avxvnni {
 namespace {
 
-template <std::size_t kBits>
+template <std::size_t kCodeBits>
 struct DotProducts {
-  explicit DotProducts(const std::uint8_t* bytes) {
+  static constexpr std::size_t kBits = kCodeBits;
+  static constexpr std::size_t kVecs = 1;
+  DotProducts(const std::uint8_t* block, std::size_t vec) {
+    const std::uint8_t* bytes = vec_codes<kBits>(block, vec);
 #pragma GCC unroll 8
     for (std::size_t quad = 0; quad < kBlockQuads; ++quad) {
       codes[quad] = load_quad<kBits>(bytes, quad);
     }
   }
 
-  // `sum` and the products of kQuads quads.
+  // `start` and the products of kQuads quads.
   template <std::size_t kQuads>
-  __m256i dot(std::size_t first_quad, const std::int8_t* q, __m256i sum) const {
+  void dot(std::size_t first_quad, const std::int8_t* q, __m256i start, __m256i* sum) const {
+    *sum = start;
 #pragma GCC unroll 8
     for (std::size_t i = first_quad; i < first_quad + kQuads; ++i) {
-      dot4(sum, codes[i], load_dword(q + i * kQuadColumns));
+      dot4(*sum, codes[i], load_dword(q + i * kQuadColumns));
     }
-    return sum;
   }
 
   __m256i codes[kBlockQuads];

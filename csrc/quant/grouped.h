@@ -31,6 +31,9 @@ inline constexpr std::size_t kScaleBlock = 32;
 inline constexpr std::size_t kQuadColumns = 4;
 inline constexpr std::size_t kBlockQuads = kScaleBlock / kQuadColumns;
 
+// Blocks that fill whole records of every format, for activations of `columns` columns.
+constexpr std::size_t padded_blocks(std::size_t columns) { return (columns + 127) / 128 * 4; }
+
 struct GroupedFormat {
   std::uint8_t bits;   // 2, 4 or 8
   std::uint8_t group;  // 16, 32, 64 or 128 columns

@@ -23,7 +23,7 @@ U8Array: TypeAlias = NDArray[np.uint8]
 DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 TernaryFormat: TypeAlias = Literal["two_bit", "five_trit"]
 Activation: TypeAlias = Literal["silu", "relu2", "gelu_tanh"]
-HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
+HeadKind: TypeAlias = Literal["exact", "int8", "int7", "int5", "int4", "dense"]
 
 PAGE_TOKENS: int
 
@@ -265,7 +265,7 @@ class Linear:
 
     def __init__(
         self,
-        matrix: TernaryMatrix | DenseMatrix,
+        matrix: TernaryMatrix | DenseMatrix | GroupedMatrix,
         norm: F32Array | None = None,
         norm_eps: float = 1e-6,
         kernel: str = "",
@@ -273,7 +273,7 @@ class Linear:
     ) -> None:
         """Take, for a ternary matrix, one of `ternary_kernels`, or "" for the best guess."""
     @property
-    def matrix(self) -> TernaryMatrix | DenseMatrix: ...
+    def matrix(self) -> TernaryMatrix | DenseMatrix | GroupedMatrix: ...
 
 class LayerWeights:
     """One decoder layer. `attn_in` yields q, k, v rows in that order, `mlp_in` gate then up; either
@@ -390,7 +390,8 @@ class Decoder:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
 
         The head is "dense", or coded: "exact" lets `step` leave out logits that its caller will not
-        look at, "int7" and "int5" answer from codes of so many bits. `coded_head` is what
+        look at, "int7" and "int5" answer from codes of so many bits, "int8" and "int4" from a
+        GroupedMatrix of groups of 32. `coded_head` is what
         `coded_head_arrays` gave for the same head, 64-byte aligned and kept alive, and spares
         coding it. Steps of fewer than `small_step` multiplications run on one thread: sharing
         0.2 ms of work costs more than it saves.

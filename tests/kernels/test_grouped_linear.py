@@ -72,7 +72,7 @@ class Problem:
         magnitude = oracle.grouped_linear(
             np.abs(self.q.astype(np.int64)).astype(np.uint8),
             self.scales,
-            self.parts,  # type: ignore[arg-type]
+            self.parts,
         )
         return exact, magnitude * reduction(self.q.shape[1] // 16 + 4)
 

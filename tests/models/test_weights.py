@@ -133,14 +133,15 @@ def test_a_row_of_zeros_is_ternary(tmp_path: Path) -> None:
     assert np.isfinite(logits(directory, "ternary")).all()
 
 
-# Errors of the logits relative to the largest: what the bits of weights and activations allow.
-@pytest.mark.parametrize(("weights", "error"), [("int8", 0.015), ("int4", 0.25)])
+# Relative to the logits' spread: 21 linears that err by 1 and 9 % each, in a random walk, and some.
+@pytest.mark.parametrize(("weights", "error"), [("int8", 0.08), ("int4", 0.6)])
 def test_groups_round_the_linears(weights: WeightKind, error: float, tmp_path: Path) -> None:
     tensors = random_tensors(FLOATS, 6, "BF16")
     directory = write_checkpoint(tmp_path / "model", FLOATS, tensors)
     found = logits(directory, weights)
-    assert 0.1 * error < relative_error(found, logits(directory, "auto")) < error
-    cache = WeightCache(tmp_path / "cache", 1 << 30)
+    exact = logits(directory, "auto")
+    assert 0.2 * error < np.std(found - exact) / np.std(exact) < error
+    cache = WeightCache(tmp_path / "cache", 1 << 30, minimum_bytes=0)
     for _ in range(2):  # packed, then as it was kept
         model = load_model(
             open_files(directory), threads=1, isa=None, weights=weights, weight_cache=cache

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pytest
 from arrays import widen
+from reference import grouped as oracle_grouped
 from reference import ops as oracle
 from tolerances import ATTENTION, ATTENTION_INT8, reduction, roundings
 
@@ -86,6 +87,43 @@ def test_ternary_linear(benchmark: Any, name: str, kernel: str, tokens: int) -> 
     sums = q[:, :columns].astype(np.float64) @ codes.T.astype(np.float64)
     expected = sums.astype(np.float32) * (row_scales[None, :] * act_scale[:, None])
     assert np.array_equal(out, expected)
+    _record(benchmark, nbytes=matrix.nbytes, products=tokens * rows * columns)
+
+
+_FOUR_BIT = PRESETS["gemma-2b"]
+_GROUPED = {
+    "qkv": ((_FOUR_BIT.heads + 2 * _FOUR_BIT.kv_heads) * _FOUR_BIT.head_dim, _FOUR_BIT.hidden),
+    "gate_up": (2 * _FOUR_BIT.ffn, _FOUR_BIT.hidden),
+    "down": (_FOUR_BIT.hidden, _FOUR_BIT.ffn),
+}
+
+
+def _quantized_blocks(x: F32Array) -> tuple[I8Array, I32Array]:
+    """Return codes [blocks, T, 32] and the blocks' numbers [blocks, T, 4]."""
+    tokens, columns = x.shape
+    q = np.empty((columns // 32, tokens, 32), np.int8)
+    blocks = np.empty((columns // 32, tokens, 4), np.int32)
+    ops.quantize_blocks(_ISA, x, q, blocks)
+    return q, blocks
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 8, 128])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", _GROUPED)
+def test_grouped_linear(benchmark: Any, name: str, bits: int, tokens: int) -> None:
+    rows, columns = _GROUPED[name]
+    rng = np.random.default_rng(1)
+    matrix = _core.GroupedMatrix(rows, columns, bits)
+    codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
+    matrix.pack_codes(0, codes, np.ones((rows, columns // 32), np.float32))
+    q, blocks = _quantized_blocks(_random(tokens, columns))
+    out = np.empty((tokens, rows), np.float32)
+    benchmark(ops.grouped_linear, _ISA, matrix, q, blocks, out)
+    scales = blocks[:, :, 0].copy().view(np.float32)
+    x = (q * scales[:, :, None]).swapaxes(0, 1).reshape(tokens, columns)
+    weights = codes.astype(np.float32) - oracle_grouped.zero_point(bits)
+    magnitude = np.abs(x) @ np.abs(weights).T
+    assert np.all(np.abs(out - x @ weights.T) <= 2 * reduction(columns) * magnitude)
     _record(benchmark, nbytes=matrix.nbytes, products=tokens * rows * columns)
 
 
@@ -195,6 +233,16 @@ def test_quantize(benchmark: Any, size: int) -> None:
     assert total == q.sum(dtype=np.int64)
     assert not q[size:].any()
     _record(benchmark, nbytes=x.nbytes + q.nbytes)
+
+
+@pytest.mark.parametrize("size", [_FOUR_BIT.hidden, _FOUR_BIT.ffn])
+def test_quantize_blocks(benchmark: Any, size: int) -> None:
+    x = _random(1, size)
+    q, blocks = benchmark(_quantized_blocks, x)
+    codes, scales = oracle_grouped.quantize_blocks(x)
+    assert np.allclose(blocks[:, 0, 0].copy().view(np.float32), scales[0], rtol=roundings(2))
+    assert np.all(np.abs(q.reshape(1, -1).astype(np.int32) - codes) <= 1)
+    _record(benchmark, nbytes=x.nbytes + q.nbytes + blocks.nbytes)
 
 
 @pytest.mark.parametrize("activation", ["relu2", "silu"])

@@ -1,4 +1,7 @@
-"""Write a GGUF of the same shape as `bench.synthetic` for llama.cpp: TQ2_0 body, Q6_K head.
+"""Write a GGUF of the same shape as `bench.synthetic` for llama.cpp.
+
+A "bitnet" has a body in TQ2_0, a "llama" one in Q4_0; the head, which is the embedding, is in Q6_K,
+as llama-quantize makes it for either.
 
 The blocks are random but valid, so llama.cpp does the work it would do for a trained model. Values
 differ from those of the Hugging Face checkpoint, speed does not.
@@ -76,6 +79,14 @@ def _tq2_0(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8
     return np.hstack([codes, _half_bytes(ternary_scale(shape[-1]), blocks)])
 
 
+def _q4_0(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return Q4_0 blocks: the float16 scale, then 16 bytes of two codes each."""
+    blocks = int(np.prod(shape)) // 32
+    codes = rng.integers(0, 256, size=(blocks, 16), dtype=np.uint8)
+    # The root mean square of uniform codes -8..7 is 4.6.
+    return np.hstack([_half_bytes(shape[-1] ** -0.5 / 4.6, blocks), codes])
+
+
 def _q6_k(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return Q6_K blocks: 192 bytes of random 6-bit codes, 16 int8 scales, then a float16 scale.
 
@@ -94,12 +105,15 @@ def _near_one(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.fl
 
 def _tensors(shape: Shape) -> list[_Tensor]:
     full = GGMLQuantizationType.F32
-    ternary = GGMLQuantizationType.TQ2_0
+    if shape.architecture == "bitnet":
+        kind, make = GGMLQuantizationType.TQ2_0, _tq2_0
+    else:
+        kind, make = GGMLQuantizationType.Q4_0, _q4_0
     embedding = (shape.vocab, shape.hidden)
     tensors = [_Tensor("token_embd.weight", embedding, GGMLQuantizationType.Q6_K, _q6_k)]
     for layer in range(shape.layers):
         for name, size in shape.linears().items():
-            tensors.append(_Tensor(f"blk.{layer}.{_NAMES[name]}.weight", size, ternary, _tq2_0))
+            tensors.append(_Tensor(f"blk.{layer}.{_NAMES[name]}.weight", size, kind, make))
         for name, width in shape.norms().items():
             tensors.append(_Tensor(f"blk.{layer}.{_NAMES[name]}.weight", (width,), full, _near_one))
     tensors.append(_Tensor("output_norm.weight", (shape.hidden,), full, _near_one))
@@ -145,7 +159,7 @@ def write_gguf(path: Path, shape: Shape, *, seed: int) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = _tensors(shape)
-    writer = GGUFWriter(path, "bitnet")
+    writer = GGUFWriter(path, shape.architecture)
     _add_hyperparameters(writer, shape)
     _add_tokenizer(writer, shape)
     for tensor in tensors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.progress import (
@@ -36,7 +36,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of a BitNet decoder; every one is a figure that decides its speed."""
+    """Sizes of a decoder; every one is a figure that decides its speed.
+
+    A "bitnet" has ternary linears and norms before its output projections; a "llama" has neither,
+    and is multiplied in 4 bits.
+    """
+
+    architecture: Literal["bitnet", "llama"] = "bitnet"
 
     hidden: int
     layers: int
@@ -60,7 +66,7 @@ class Shape:
         return self.vocab - 255
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Return each ternary linear of one layer: Hugging Face name -> (N, K)."""
+        """Return each linear of one layer: Hugging Face name -> (N, K)."""
         queries = self.heads * self.head_dim
         keys = self.kv_heads * self.head_dim
         return {
@@ -75,12 +81,11 @@ class Shape:
 
     def norms(self) -> dict[str, int]:
         """Return each RMSNorm of one layer: Hugging Face name -> size."""
-        return {
-            "input_layernorm": self.hidden,
-            "self_attn.attn_sub_norm": self.heads * self.head_dim,
-            "post_attention_layernorm": self.hidden,
-            "mlp.ffn_sub_norm": self.ffn,
-        }
+        norms = {"input_layernorm": self.hidden, "post_attention_layernorm": self.hidden}
+        if self.architecture == "bitnet":
+            norms["self_attn.attn_sub_norm"] = self.heads * self.head_dim
+            norms["mlp.ffn_sub_norm"] = self.ffn
+        return norms
 
 
 PRESETS: dict[str, Shape] = {
@@ -94,6 +99,18 @@ PRESETS: dict[str, Shape] = {
         vocab=128256,
         context=16384,  # 4096 in the real one; depth beyond it is worth timing
         rope_theta=500000.0,
+    ),
+    "gemma-2b": Shape(
+        architecture="llama",
+        hidden=2048,
+        layers=18,
+        heads=8,
+        kv_heads=1,
+        head_dim=256,
+        ffn=16384,
+        vocab=256000,
+        context=8192,
+        rope_theta=10000.0,
     ),
     "small": Shape(
         hidden=512,
@@ -167,4 +184,5 @@ def checkpoint_path(directory: Path, preset: str) -> Path:
 
 def gguf_path(directory: Path, preset: str) -> Path:
     """Return where the GGUF of a preset lies."""
-    return directory / f"{preset}-tq2_0.gguf"
+    weights = "tq2_0" if PRESETS[preset].architecture == "bitnet" else "q4_0"
+    return directory / f"{preset}-{weights}.gguf"

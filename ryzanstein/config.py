@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 KVDtype: TypeAlias = Literal["f16", "f32", "int8"]
-HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
-WeightKind: TypeAlias = Literal["auto", "bf16", "ternary"]
+HeadKind: TypeAlias = Literal["exact", "int8", "int7", "int5", "int4", "dense"]
+WeightKind: TypeAlias = Literal["auto", "bf16", "int8", "int4", "ternary"]
 
 _MAX_SEQUENCES = 16
 # A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from

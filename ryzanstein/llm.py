@@ -72,10 +72,11 @@ class LLM:
         lm_head: how logits are computed. "exact" reads few of the head's weights where sampling
             looks at few of its logits, for the same tokens as "dense", which always reads all;
             "int7" and "int5" round the weights to so many bits, an error of 2 and 5 % of the
-            logits' spread.
+            logits' spread, and "int8" and "int4" to so many in groups of 32, of 1 and 9 %.
         weights: how the linears are held. "auto": as ternary codes if the checkpoint is ternary,
-            else as they are stored; "bf16": float32 rounded to bfloat16; "ternary": ternarised,
-            which is for masters of a BitNet model and for weights that are ternary already.
+            else as they are stored; "bf16": float32 rounded to bfloat16; "int8" and "int4": floats
+            rounded to so many bits in groups of 32 columns; "ternary": ternarised, which is for
+            masters of a BitNet model and for weights that are ternary already.
         isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
         weight_cache: keep the packed weights of large models in RYZANSTEIN_CACHE (by default
             ~/.cache/ryzanstein), up to RYZANSTEIN_CACHE_LIMIT gigabytes (16), and map them next

@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING
 import native
 import numpy as np
 import pytest
+from arrays import on_cache_lines
 from golden.files import relative_error
+from reference import grouped
 from tolerances import GOLDEN_HIDDEN, GOLDEN_LOGITS, GOLDEN_MARGIN
 from twins import Shape, Twins, twins
 
-from ryzanstein import ValidationError
+from ryzanstein import QuantizationError, ValidationError, _core
 
 if TYPE_CHECKING:
-    from ryzanstein._core import F32Array
+    from ryzanstein._core import F32Array, HeadKind
 
 DENSE = Shape()
 TERNARY = Shape(kinds=("ternary",) * 7)
+INT4 = Shape(kinds=("int4",) * 7)
+# Kinds whose activations pass a quantiser.
+QUANTISED = {"ternary", "int8", "int4", "int2"}
 CAPPED = Shape(attention_softcap=3.0, final_softcap=3.0, gain=3.0)
 GEMMA2 = Shape(
     kinds=("bf16",) * 7,
@@ -38,12 +43,21 @@ SHAPES = {
     "f16": Shape(kinds=("f16",) * 7),
     "bf16": Shape(kinds=("bf16",) * 7),
     "ternary": TERNARY,
+    "int8": Shape(kinds=("int8",) * 7),
+    "int4": INT4,
+    "int2": Shape(kinds=("int2",) * 7),
+    "several grouped kinds": Shape(
+        kinds=("int4", "int8", "ternary", "int2", "bf16", "int4", "int8")
+    ),
     "several kinds": Shape(kinds=("ternary", "bf16", "ternary", "f32", "f16", "ternary", "bf16")),
     "one kind, then another": Shape(kinds=("f16", "f32", "ternary", *TERNARY.kinds[3:])),
     "biases": replace(DENSE, biases=True),
     "biases of ternary linears": replace(TERNARY, biases=True),
     "norms of linears": replace(DENSE, linear_norms=True),
     "norms of ternary linears": replace(TERNARY, linear_norms=True),
+    "norms of grouped linears": replace(
+        INT4, linear_norms=True, sub_norms=True, output_norms=True, biases=True
+    ),
     "norms of heads": replace(DENSE, head_norms=True),
     "sub-norms": replace(DENSE, sub_norms=True),
     "sub-norms of ternary linears": replace(TERNARY, sub_norms=True, linear_norms=True),
@@ -103,10 +117,12 @@ def compare(shape: Shape, count: int, isa: str, threads: int) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_feature(name: str, isa: str) -> None:
     shape = SHAPES[name]
-    compare(shape, 6 if "ternary" in shape.kinds else 45, isa, threads=1)
+    compare(shape, 6 if QUANTISED & set(shape.kinds) else 45, isa, threads=1)
 
 
-@pytest.mark.parametrize("name", ["several kinds", "norms of ternary outputs", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["several kinds", "norms of ternary outputs", "norms of grouped linears", "gemma2"]
+)
 def test_more_threads_than_tokens(name: str, isa: str) -> None:
     compare(SHAPES[name], 2, isa, threads=3)
 
@@ -130,7 +146,43 @@ def test_caps_are_felt() -> None:
     assert relative_error(softer.logits, capped.logits) > 0.1
 
 
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int4", 4)])
+def test_grouped_heads(kind: HeadKind, bits: int, softcap: float, isa: str) -> None:
+    """Logits of the stored head's codes, and of hidden states in blocks."""
+    shape = Shape(vocab=161, final_softcap=softcap)
+    pair = twins(3, shape, isa=isa, threads=2, head_kind=kind)
+    hidden, logits = run(pair, np.arange(7, dtype=np.int32))
+    coded = _core.GroupedMatrix(shape.vocab, shape.hidden, bits)
+    coded.pack_float(0, pair.oracle.head.astype(np.float32))
+    q, scales = grouped.quantize_blocks(hidden[-1])
+    expected = grouped.grouped_linear(q, scales, coded.dequantize().astype(np.float64))
+    if softcap:
+        expected = softcap * np.tanh(expected / softcap)
+    assert relative_error(logits, expected) < GOLDEN_LOGITS
+    counters = pair.native.decoder.head_counters()
+    assert counters["full_rows"] == 7
+    assert pair.native.decoder.weight_bytes()["screen"] == coded.nbytes
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_grouped_head_made_before(kind: str) -> None:
+    made = native.decoder(head_kind=kind)
+    arrays = {name: on_cache_lines(array) for name, array in made.coded_head_arrays().items()}
+    again = native.decoder(head_kind=kind, coded_head=arrays)
+    batch = native.batch()
+    expected = batch.run(made, native.cache())
+    assert batch.run(again, native.cache()).tobytes() == expected.tobytes()
+
+
+def test_a_head_that_is_not_finite_is_refused() -> None:
+    table = native.embedding()
+    table[3, 5] = np.nan
+    with pytest.raises(QuantizationError, match="row 3 holds a NaN or an infinity"):
+        native.decoder(embedding=table, head_kind="int4", threads=2)
+
+
 @pytest.mark.parametrize("kind", ["exact", "int7", "int5"])
 def test_a_capped_head_is_dense(kind: str) -> None:
-    with pytest.raises(ValidationError, match=r"only a dense head .* use head_kind='dense'"):
+    with pytest.raises(ValidationError, match=r"only a dense head.* use head_kind='dense'"):
         native.decoder(config=native.config(final_softcap=3.0), head_kind=kind)

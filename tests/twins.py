@@ -13,12 +13,13 @@ from support import TinyModel
 from ryzanstein import _core
 
 if TYPE_CHECKING:
-    from ryzanstein._core import F32Array
+    from ryzanstein._core import F32Array, HeadKind
 
 __all__ = ["Shape", "Twins", "twins"]
 
-Kind = Literal["f32", "f16", "bf16", "ternary"]
+Kind = Literal["f32", "f16", "bf16", "ternary", "int8", "int4", "int2"]
 Pair = tuple[_core.Linear, oracle.Linear]
+_BITS: dict[Kind, int] = {"int8": 8, "int4": 4, "int2": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,11 @@ class _Maker:
             packed.pack_codes(0, codes, scales)
             twin = oracle.TernaryLinear(codes, scales.astype(np.float64), **wide)
             return _core.Linear(packed, **options), twin
+        if kind in _BITS:
+            coded = _core.GroupedMatrix(rows, columns, _BITS[kind])
+            coded.pack_float(0, self.matrix(rows, columns, scale))
+            values = coded.dequantize().astype(np.float64)
+            return _core.Linear(coded, **options), oracle.GroupedLinear(values, **wide)
         weights = narrow(self.matrix(rows, columns, scale), kind)
         dense = oracle.DenseLinear(widen(weights).astype(np.float64), **wide)
         return _core.Linear(_core.DenseMatrix(weights), **options), dense
@@ -142,7 +148,14 @@ def _float64(array: F32Array | None) -> Any:
     return None if array is None else array.astype(np.float64)
 
 
-def twins(seed: int, shape: Shape, *, isa: str | None = None, threads: int = 1) -> Twins:
+def twins(
+    seed: int,
+    shape: Shape,
+    *,
+    isa: str | None = None,
+    threads: int = 1,
+    head_kind: HeadKind = "dense",
+) -> Twins:
     """Return a random decoder twice. Steps are shared by all threads, however small."""
     make = _Maker(seed, shape)
     layers = [make.layer(index) for index in range(shape.layers)]
@@ -175,6 +188,7 @@ def twins(seed: int, shape: Shape, *, isa: str | None = None, threads: int = 1) 
         embedding,
         final_norm,
         head,
+        head_kind=head_kind,
         threads=threads,
         isa=isa,
         small_step=0,

@@ -30,7 +30,8 @@ std::shared_ptr<DenseMatrix> make_dense(const py::array& array) {
 }
 
 // What Python passes as a matrix: as Matrix, with the holders that pybind11 knows.
-using AnyMatrix = std::variant<std::shared_ptr<TernaryMatrix>, std::shared_ptr<DenseMatrix>>;
+using AnyMatrix = std::variant<std::shared_ptr<TernaryMatrix>, std::shared_ptr<DenseMatrix>,
+                               std::shared_ptr<GroupedMatrix>>;
 
 Linear make_linear(const AnyMatrix& matrix, const OptionalVector& norm, float norm_eps,
                    const std::string& kernel, const OptionalVector& bias) {
@@ -90,14 +91,15 @@ DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::s
       .final_softcap = final_softcap};
 }
 
-constexpr const char* kHeadKinds[] = {"dense", "exact", "int7", "int5"};  // as HeadKind counts
+constexpr const char* kHeadKinds[] = {"dense", "exact", "int7",
+                                      "int5",  "int8",  "int4"};  // as HeadKind counts
 
 HeadKind parse_head_kind(const std::string& name) {
   for (std::size_t i = 0; i < std::size(kHeadKinds); ++i) {
     if (name == kHeadKinds[i]) return static_cast<HeadKind>(i);
   }
   throw ValidationError("[decoder] head_kind '" + name +
-                        "' is not one of: dense, exact, int7, int5");
+                        "' is not one of: dense, exact, int7, int5, int8, int4");
 }
 
 std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config, std::vector<LayerWeights> layers,

@@ -11,6 +11,7 @@
 #include "bindings/numpy_view.h"
 #include "kernels/dispatch.h"
 #include "kv/paged_cache.h"
+#include "quant/grouped_matrix.h"
 #include "quant/screen.h"
 #include "quant/ternary_rows.h"
 
@@ -87,6 +88,49 @@ void ternary_linear(const std::string& isa, const TernaryMatrix& matrix,
   op.linear({matrix.packed(), matrix.row_scale(), matrix.out_features(), matrix.blocks(), 0,
              matrix.panels(), q.data(), dim(q, 1), act_scale.data(), act_sum.data(), tokens,
              out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr});
+}
+
+// An ActivationBlock as four dwords; the first is the scale's bits.
+using Blocks = Array<std::int32_t>;
+
+void expect_blocks(const Array<std::int8_t>& q, const Blocks& blocks, std::size_t tokens) {
+  expect_ndim(q, 3, "q");
+  expect_ndim(blocks, 3, "blocks");
+  if (dim(q, 1) != tokens || dim(q, 2) != kScaleBlock) {
+    throw ValidationError("[ops] q must be [blocks, tokens, 32]");
+  }
+  expect_size(blocks, dim(q, 0) * tokens * 4, "blocks");
+}
+
+void quantize_blocks(const std::string& isa, const Floats& x, Array<std::int8_t> q, Blocks blocks,
+                     const std::optional<Floats>& gain, float eps) {
+  expect_ndim(x, 2, "x");
+  const std::size_t tokens = dim(x, 0), k = dim(x, 1);
+  expect_blocks(q, blocks, tokens);
+  if (dim(q, 0) * kScaleBlock < k) throw ValidationError("[ops] q must hold x");
+  if (gain) expect_size(*gain, k, "gain");
+  auto* out = reinterpret_cast<ActivationBlock*>(blocks.mutable_data());
+  for (std::size_t t = 0; t < tokens; ++t) {
+    table(isa).quantize_blocks({x.data() + t * k, k, dim(q, 0), gain ? gain->data() : nullptr, eps,
+                                q.mutable_data() + t * kScaleBlock, out + t, tokens});
+  }
+}
+
+void grouped_linear(const std::string& isa, const GroupedMatrix& matrix,
+                    const Array<std::int8_t>& q, const Blocks& blocks, Floats out,
+                    const std::optional<Floats>& residual) {
+  expect_ndim(out, 2, "out");
+  const std::size_t tokens = dim(out, 0);
+  expect_blocks(q, blocks, tokens);
+  if (dim(q, 0) < matrix.blocks()) {
+    throw ValidationError("[ops] q must be padded with zeros to whole records");
+  }
+  expect_size(out, tokens * matrix.out_features(), "out");
+  if (residual) expect_size(*residual, tokens * matrix.out_features(), "residual");
+  table(isa).grouped_linear(
+      {matrix.packed(), matrix.format(), matrix.out_features(), matrix.records(), 0,
+       matrix.panels(), q.data(), reinterpret_cast<const ActivationBlock*>(blocks.data()), tokens,
+       tokens, out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr});
 }
 
 Array<std::int32_t> first_of(const std::vector<std::int32_t>& selected, std::size_t count) {
@@ -374,6 +418,10 @@ void bind_ops(py::module_& m) {
   m.def("ternary_linear", &ternary_linear, py::arg("isa"), py::arg("matrix"), array("q"),
         array("act_scale"), array("act_sum"), array("out"),
         py::arg("residual").noconvert() = py::none(), py::arg("kernel") = "");
+  m.def("quantize_blocks", &quantize_blocks, py::arg("isa"), array("x"), array("q"),
+        array("blocks"), py::arg("gain").noconvert() = py::none(), py::arg("eps") = 1e-5f);
+  m.def("grouped_linear", &grouped_linear, py::arg("isa"), py::arg("matrix"), array("q"),
+        array("blocks"), array("out"), py::arg("residual").noconvert() = py::none());
   m.def("select_gates", &select_gates, py::arg("isa"), array("gate"), py::arg("begin"),
         py::arg("end"));
   m.def("select_nonzero", &select_nonzero, py::arg("isa"), array("q"));

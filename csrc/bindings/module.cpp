@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, m) {
   ryz::bind_cpu(m);
   ryz::bind_probe(m);
   ryz::bind_quant(m);
+  ryz::bind_grouped(m);
   ryz::bind_kv(m);
   ryz::bind_model(m);
   ryz::bind_sampling(m);

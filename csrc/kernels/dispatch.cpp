@@ -18,6 +18,10 @@ RYZ_TERNARY_KERNELS(avx512)
 RYZ_TERNARY_KERNELS(avx512vbmi)
 #undef RYZ_TERNARY_KERNELS
 
+namespace avxvnni {
+void grouped_linear(const GroupedLinearArgs& a) noexcept;
+}
+
 namespace avx512vbmi {
 void select_gates(const SelectGatesArgs& a) noexcept;
 void select_nonzero(const SelectNonzeroArgs& a) noexcept;
@@ -48,6 +52,15 @@ constexpr TernaryKernel kAvx512Kernels[] = {RYZ_FIVE_TRIT(avx512vbmi), RYZ_TWO_B
 #undef RYZ_TWO_BIT
 #undef RYZ_FIVE_TRIT
 
+#ifdef RYZ_HAVE_AVX2
+// The AVX2 tier with what the finer features of this CPU add.
+KernelTable avx2_table() {
+  KernelTable table = avx2::kTable;
+  if (cpu_features().avx_vnni) table.grouped_linear = avxvnni::grouped_linear;
+  return table;
+}
+#endif
+
 #ifdef RYZ_HAVE_AVX512
 // The AVX-512 tier with what the finer features of this CPU add.
 KernelTable avx512_table() {
@@ -73,8 +86,10 @@ const KernelTable& kernel_table(Isa isa) {
     }
 #endif
 #ifdef RYZ_HAVE_AVX2
-    case Isa::kAvx2:
-      return avx2::kTable;
+    case Isa::kAvx2: {
+      static const KernelTable table = avx2_table();
+      return table;
+    }
 #endif
     default:
       return scalar::kTable;

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "quant/grouped.h"
 #include "quant/screen_format.h"
 #include "quant/ternary.h"
 
@@ -64,6 +65,46 @@ struct TernaryLinearArgs {
   std::size_t q_stride;
   const float* act_scale;       // [tokens]
   const std::int32_t* act_sum;  // [tokens]
+  std::size_t tokens;
+  float* out;  // [tokens, out_stride]
+  std::size_t out_stride;
+  const float* residual;  // as out, or null for none; may be out itself
+};
+
+// int8 in blocks of kScaleBlock columns, so that a large activation coarsens its neighbours only,
+// of y = x or of its RMSNorm as in quantize:
+//   s = 127 / max(absmax(y of the block), 1e-30), q = round_half_even(y * s), scale = 1 / s
+// Writes blocks [0, blocks_padded), zeros past k. Tokens of a batch lie side by side: block b of
+// this token goes to q + b * block_stride * kScaleBlock and blocks[b * block_stride]. The half sums
+// are of 16 columns each. A NaN or infinity makes the block's scale non-finite.
+struct QuantizeBlocksArgs {
+  const float* x;
+  std::size_t k;
+  std::size_t blocks_padded;
+  const float* gain;
+  float eps;
+  std::int8_t* q;
+  ActivationBlock* blocks;
+  std::size_t block_stride;
+};
+
+// Linear over the row panels [panel_begin, panel_end) of a grouped.h layout. With the activations
+// of quantize_blocks, a unit being a block, or half of one where groups have 16 columns:
+//   dot = sum of (code - zero) * q over the unit, exact in int32
+//   y = fma(dot, scale[n] * act_scale[t], y)                       unit by unit in ascending order,
+//   y = fma(minimum[n], act_scale[t] * sum of q, y)                then, where there are minima
+//   out[t, n] = y + residual[t, n]
+// One order of float operations in every kernel of every tier, so that all give the same bits.
+struct GroupedLinearArgs {
+  const std::uint8_t* packed;  // [panels, records, record_bytes], 64-byte aligned
+  GroupedFormat format;
+  std::size_t rows;     // N; rows past it in the last panel are not written
+  std::size_t records;  // ceil(k / record_columns)
+  std::size_t panel_begin;
+  std::size_t panel_end;
+  const std::int8_t* q;           // [blocks, block_stride, kScaleBlock]
+  const ActivationBlock* blocks;  // [blocks, block_stride]
+  std::size_t block_stride;       // tokens at least
   std::size_t tokens;
   float* out;  // [tokens, out_stride]
   std::size_t out_stride;
@@ -365,6 +406,8 @@ struct MultiplyAddProbeArgs {
 #define RYZ_OPS(X)                         \
   X(rms_norm, RmsNormArgs)                 \
   X(quantize, QuantizeArgs)                \
+  X(quantize_blocks, QuantizeBlocksArgs)   \
+  X(grouped_linear, GroupedLinearArgs)     \
   X(select_gates, SelectGatesArgs)         \
   X(select_nonzero, SelectNonzeroArgs)     \
   X(selected_rows, SelectedRowsArgs)       \

@@ -79,6 +79,8 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.q.reserve(rows * round_up(widest, kRowPadding));
   ws.act_scale.reserve(rows);
   ws.act_sum.reserve(rows);
+  ws.block_q.reserve(rows * padded_blocks(widest) * kScaleBlock);
+  ws.blocks.reserve(rows * padded_blocks(widest));
   head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
   ws.selected_stride = round_up(c.intermediate_size, kRowPadding) + kSelectSlack;
   ws.selected.reserve(threads * ws.selected_stride);

@@ -27,6 +27,8 @@ LinearWorker::LinearWorker(const Step& step, ThreadPool::Context& ctx)
   gated_ = ws.gated.data() + rows * config_.intermediate_size;
   quantized_ = {ws.q.data() + rows * round_up(ws.widest, kRowPadding), ws.act_scale.data() + rows,
                 ws.act_sum.data() + rows};
+  const std::size_t blocks = rows * padded_blocks(ws.widest);
+  block_rows_ = {ws.block_q.data() + blocks * kScaleBlock, ws.blocks.data() + blocks};
 }
 
 void LinearWorker::project(const float* input, const std::vector<float>& gain,
@@ -100,15 +102,19 @@ void LinearWorker::multiply(const Linear& linear, std::size_t first, std::size_t
 void LinearWorker::prepare(const TernaryMatrix& matrix, const float* input,
                            const std::vector<float>& gain, const Linear& linear) {
   const std::size_t k = matrix.in_features();
-  const bool both = !gain.empty() && !linear.norm.empty();
   for (std::size_t t = first_row_; t < last_row_; ++t) {
-    const float* row = input + t * k;
-    if (both) {
-      kernels_.rms_norm({row, gain.data(), config_.rms_norm_eps, k, normed_ + t * k});
-      row = normed_ + t * k;
-    }
+    const float* row = normed_row(input + t * k, t, gain, linear);
     kernels_.quantize(quantize_args(row, t, gain, linear, k));
   }
+}
+
+// What a quantiser with one norm is to take as row t: the gain's where there are two.
+const float* LinearWorker::normed_row(const float* row, std::size_t t,
+                                      const std::vector<float>& gain, const Linear& linear) {
+  if (gain.empty() || linear.norm.empty()) return row;
+  const std::size_t k = linear.in_features();
+  kernels_.rms_norm({row, gain.data(), config_.rms_norm_eps, k, normed_ + t * k});
+  return normed_ + t * k;
 }
 
 QuantizeArgs LinearWorker::quantize_args(const float* row, std::size_t t,
@@ -158,6 +164,27 @@ void LinearWorker::multiply(const DenseMatrix& m, const Linear& linear, std::siz
   kernels_.dense_linear({m.data, m.dtype, m.columns, first * linear.unit_rows(),
                          std::min(last * linear.unit_rows(), m.rows), rows_, tokens_, out,
                          out_stride, residual});
+}
+
+void LinearWorker::prepare(const GroupedMatrix& matrix, const float* input,
+                           const std::vector<float>& gain, const Linear& linear) {
+  const std::size_t k = matrix.in_features();
+  const bool own = !linear.norm.empty();
+  const std::vector<float>& norm = own ? linear.norm : gain;
+  for (std::size_t t = first_row_; t < last_row_; ++t) {
+    kernels_.quantize_blocks({normed_row(input + t * k, t, gain, linear), k, padded_blocks(k),
+                              norm.empty() ? nullptr : norm.data(),
+                              own ? linear.norm_eps : config_.rms_norm_eps,
+                              block_rows_.q + t * kScaleBlock, block_rows_.blocks + t, tokens_});
+  }
+}
+
+void LinearWorker::multiply(const GroupedMatrix& m, const Linear&, std::size_t first,
+                            std::size_t last, const float* residual, float* out,
+                            std::size_t out_stride) {
+  kernels_.grouped_linear({m.packed(), m.format(), m.out_features(), m.records(), first, last,
+                           block_rows_.q, block_rows_.blocks, tokens_, tokens_, out, out_stride,
+                           residual});
 }
 
 }  // namespace ryz

@@ -24,6 +24,12 @@ class LinearWorker {
     std::int32_t* sum;
   };
 
+  // Rows as quantize_blocks makes them: what grouped matrices take.
+  struct BlockRows {
+    std::int8_t* q;
+    ActivationBlock* blocks;
+  };
+
   LinearWorker(const Step& step, ThreadPool::Context& ctx);
 
   // out[T, rows of all linears] = or += linears(rms_norm(input, gain)). An empty gain leaves the
@@ -51,10 +57,16 @@ class LinearWorker {
                const Linear& linear);
   void prepare(const DenseMatrix& matrix, const float* input, const std::vector<float>& gain,
                const Linear& linear);
+  void prepare(const GroupedMatrix& matrix, const float* input, const std::vector<float>& gain,
+               const Linear& linear);
   void multiply(const TernaryMatrix& matrix, const Linear& linear, std::size_t first,
                 std::size_t last, const float* residual, float* out, std::size_t out_stride);
   void multiply(const DenseMatrix& matrix, const Linear& linear, std::size_t first,
                 std::size_t last, const float* residual, float* out, std::size_t out_stride);
+  void multiply(const GroupedMatrix& matrix, const Linear& linear, std::size_t first,
+                std::size_t last, const float* residual, float* out, std::size_t out_stride);
+  const float* normed_row(const float* row, std::size_t t, const std::vector<float>& gain,
+                          const Linear& linear);
   void gate(const float* gate_up, const std::vector<float>& gain, const Linear& linear);
   void share_rows();
 
@@ -71,6 +83,7 @@ class LinearWorker {
   float* normed_;
   float* gated_;
   QuantizedRows quantized_;
+  BlockRows block_rows_;
   const float* rows_ = nullptr;  // [T, in-features], what dense matrices take
 };
 

@@ -22,10 +22,13 @@ constexpr std::size_t kPieceRows = 8 * kPanelRows;
 
 LmHead::LmHead(DenseMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels)
     : weights_(std::move(weights)), kind_(kind), softcap_(softcap), kernels_(kernels) {
-  if (kind != HeadKind::kDense && softcap != 0.0f) {
+  const bool is_grouped = kind == HeadKind::kInt8 || kind == HeadKind::kInt4;
+  if (kind != HeadKind::kDense && !is_grouped && softcap != 0.0f) {
     throw ValidationError(
-        "[decoder] only a dense head can soft-cap its logits; use head_kind='dense'");
+        "[decoder] only a dense head, or one of int8 or int4, can soft-cap its logits; use "
+        "head_kind='dense'");
   }
+  if (is_grouped) grouped_.emplace(weights_, kind == HeadKind::kInt8 ? 8 : 4, kernels);
 }
 
 void LmHead::reserve() {
@@ -36,6 +39,7 @@ void LmHead::reserve() {
 
 void LmHead::build(ThreadPool& pool) {
   if (kind_ == HeadKind::kDense) return;
+  if (grouped_) return grouped_->build(weights_, pool);
   reserve();
   const std::size_t scratch_bytes = ScreenMatrix::scratch_bytes(weights_.columns);
   Scratch<std::uint8_t> scratch("the coded head");
@@ -53,6 +57,7 @@ void LmHead::adopt(std::map<std::string, Buffer> stored) {
   if (kind_ == HeadKind::kDense) {
     throw ValidationError("[decoder] a dense head has no use for the arrays of a coded one");
   }
+  if (grouped_) return grouped_->matrix().adopt(std::move(stored));
   reserve();
   adopt_buffers(coded_.buffers(), std::move(stored));
 }
@@ -67,6 +72,11 @@ void LmHead::prepare(std::size_t rows, std::span<const Screening> screening, int
   slots_.clear();
   is_coded_.assign(rows, false);
   most_top_ = 0;
+  if (grouped_) {
+    grouped_->prepare(rows);
+    full_rows_ += rows;
+    return;
+  }
   for (std::size_t i = 0; i < rows && kind_ != HeadKind::kDense; ++i) {
     const Screening asked = screening.empty() ? Screening{} : screening[i];
     const auto top = static_cast<std::size_t>(asked.top);
@@ -156,18 +166,29 @@ void LmHead::full_rows(const float* hidden, float* logits, std::size_t begin, st
                              hidden + row * weights_.columns, stop - row,
                              logits + row * weights_.rows, weights_.rows});
     }
-    for (std::size_t r = row; r < stop && softcap_ != 0.0f; ++r) {
-      kernels_.softcap({logits + r * weights_.rows + begin, end - begin, softcap_});
-    }
     row = stop + 1;
+  }
+}
+
+// Soft-caps columns [begin, end) of all logit rows, where there is a cap.
+void LmHead::soften(float* logits, std::size_t begin, std::size_t end) {
+  for (std::size_t r = 0; r < rows_ && softcap_ != 0.0f; ++r) {
+    kernels_.softcap({logits + r * weights_.rows + begin, end - begin, softcap_});
   }
 }
 
 void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
   const std::size_t vocab = weights_.rows;
+  if (grouped_) {
+    grouped_->run(ctx, hidden, logits);
+    const auto [panel, last] = ctx.share(grouped_->matrix().panels());
+    return soften(logits, panel * kPanelRows, std::min(last * kPanelRows, vocab));
+  }
   if (slots_.size() < rows_) {
     const auto [lot, last] = ctx.share((vocab + kDenseLotRows - 1) / kDenseLotRows);
-    full_rows(hidden, logits, lot * kDenseLotRows, std::min(last * kDenseLotRows, vocab));
+    const std::size_t begin = lot * kDenseLotRows, end = std::min(last * kDenseLotRows, vocab);
+    full_rows(hidden, logits, begin, end);
+    soften(logits, begin, end);
   }
   if (slots_.empty()) return;
   quantize(ctx, hidden, logits);

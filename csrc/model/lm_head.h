@@ -1,4 +1,4 @@
-// From final hidden rows to logits, by one of four kinds of head.
+// From final hidden rows to logits, by one of six kinds of head.
 //
 // The exact head is certified: a caller who will only look at the best tokens of a row says so
 // (Screening). The head bounds all logits from 5-bit codes of its rows, narrows the bounds of those
@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -18,6 +19,7 @@
 
 #include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
+#include "model/grouped_head.h"
 #include "model/weights.h"
 #include "model/workspace.h"
 #include "quant/screen.h"
@@ -29,6 +31,8 @@ enum class HeadKind : std::uint8_t {
   kExact,  // the same, or as much of it as the caller looks at
   kInt7,   // every logit from 7-bit codes
   kInt5,   // every logit from 5-bit codes
+  kInt8,   // every logit from 8-bit codes in groups, activations in 8 bits too
+  kInt4,   // the same with 4-bit codes
 };
 
 // What a caller will look at in a row of logits: those of `known` tokens, the `top` highest others,
@@ -57,10 +61,10 @@ class LmHead {
   void build(ThreadPool& pool);
   // Takes the arrays of the same head coded before. Throws ValidationError.
   void adopt(std::map<std::string, Buffer> stored);
-  NamedBuffers buffers() { return coded_.buffers(); }
+  NamedBuffers buffers() { return grouped_ ? grouped_->matrix().buffers() : coded_.buffers(); }
   HeadKind kind() const { return kind_; }
   Counters counters() const;
-  std::size_t coded_bytes() const { return coded_.bytes(); }
+  std::size_t coded_bytes() const { return grouped_ ? grouped_->matrix().bytes() : coded_.bytes(); }
   // Of these, what is read for some rows only.
   std::size_t rest_bytes() const {
     return kind_ == HeadKind::kExact ? coded_.rows() * coded_.rest_bytes() : 0;
@@ -103,6 +107,7 @@ class LmHead {
   void high_plane(std::size_t panel_begin, std::size_t panel_end);
   void low_plane(std::size_t slot, const std::int32_t* rows, std::size_t count);
   void lossy(const Share& share);
+  void soften(float* logits, std::size_t begin, std::size_t end);
   void full_rows(const float* hidden, float* logits, std::size_t begin, std::size_t end);
   void dense(const float* hidden, std::size_t row, std::size_t begin, std::size_t end, float* out);
   void screen(ThreadPool::Context& ctx, const Share& share, const float* hidden);
@@ -121,6 +126,7 @@ class LmHead {
   float softcap_;
   const KernelTable& kernels_;
   ScreenMatrix coded_;
+  std::optional<GroupedHead> grouped_;  // of kInt8 and kInt4
 
   std::size_t rows_ = 0;
   std::vector<bool> is_coded_;

@@ -48,17 +48,24 @@ void check_norm(const std::string& what, const std::vector<float>& gain, std::si
   if (!gain.empty()) expect_size(what, gain.size(), size);
 }
 
-void check_ternary(const std::string& what, const Linear& linear) {
-  if (!std::holds_alternative<Ternary>(linear.matrix)) {
-    expect(linear.kernel_name.empty(), "[decoder] " + what +
-                                           " is not ternary, so that there is no kernel '" +
-                                           linear.kernel_name + "' to choose for it");
-    return;
+void check_kernel(const std::string& what, const Linear& linear) {
+  if (std::holds_alternative<Ternary>(linear.matrix)) return;
+  expect(linear.kernel_name.empty(), "[decoder] " + what +
+                                         " is not ternary, so that there is no kernel '" +
+                                         linear.kernel_name + "' to choose for it");
+}
+
+// Packed matrices are filled row by row.
+void check_filled(const std::string& what, const Linear& linear) {
+  const std::size_t rows = linear.out_features();
+  std::size_t filled = rows;
+  if (const auto* ternary = std::get_if<Ternary>(&linear.matrix)) {
+    filled = (*ternary)->rows_packed();
+  } else if (const auto* grouped = std::get_if<Grouped>(&linear.matrix)) {
+    filled = (*grouped)->rows_packed();
   }
-  const TernaryMatrix& matrix = linear.ternary();
-  expect(matrix.rows_packed() == matrix.out_features(),
-         "[decoder] " + what + " has " + std::to_string(matrix.rows_packed()) + " of " +
-             std::to_string(matrix.out_features()) + " rows filled");
+  expect(filled == rows, "[decoder] " + what + " has " + std::to_string(filled) + " of " +
+                             std::to_string(rows) + " rows filled");
 }
 
 void check_linears(const std::string& what, const std::vector<Linear>& linears, std::size_t in,
@@ -68,7 +75,8 @@ void check_linears(const std::string& what, const std::vector<Linear>& linears, 
     expect(linear.in_features() == in, "[decoder] " + what + " takes " +
                                            std::to_string(linear.in_features()) +
                                            " features, expected " + std::to_string(in));
-    check_ternary(what, linear);
+    check_kernel(what, linear);
+    check_filled(what, linear);
     check_norm(what + " norm", linear.norm, in);
     check_norm(what + " bias", linear.bias, linear.out_features());
     rows += linear.out_features();

@@ -5,11 +5,15 @@ namespace {
 
 std::size_t rows(const TernaryMatrix& m) { return m.out_features(); }
 std::size_t rows(const DenseMatrix& m) { return m.rows; }
+std::size_t rows(const GroupedMatrix& m) { return m.out_features(); }
 std::size_t columns(const TernaryMatrix& m) { return m.in_features(); }
+std::size_t columns(const GroupedMatrix& m) { return m.in_features(); }
 std::size_t columns(const DenseMatrix& m) { return m.columns; }
 std::size_t bytes_of(const TernaryMatrix& m) { return m.bytes(); }
+std::size_t bytes_of(const GroupedMatrix& m) { return m.bytes(); }
 std::size_t bytes_of(const DenseMatrix& m) { return m.rows * m.columns * size_of(m.dtype); }
 std::size_t rows_of_unit(const TernaryMatrix&) { return kPanelRows; }
+std::size_t rows_of_unit(const GroupedMatrix&) { return kPanelRows; }
 std::size_t rows_of_unit(const DenseMatrix&) { return kDenseLotRows; }
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include "base/dtype.h"
 #include "kernels/dispatch.h"
+#include "quant/grouped_matrix.h"
 #include "quant/ternary_matrix.h"
 #include "quant/ternary_rows.h"
 
@@ -50,7 +51,8 @@ struct DenseMatrix {
 // Weights of any kind. What each takes as its input rows is in linear_worker.h.
 using Ternary = std::shared_ptr<const TernaryMatrix>;
 using Dense = std::shared_ptr<const DenseMatrix>;
-using Matrix = std::variant<Ternary, Dense>;
+using Grouped = std::shared_ptr<const GroupedMatrix>;
+using Matrix = std::variant<Ternary, Dense, Grouped>;
 
 // A linear; `norm`, when not empty, is an RMSNorm on its own input, and `bias` is added to what the
 // product, and a residual where there is one, come to. An empty kernel name leaves the choice for a

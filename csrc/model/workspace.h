@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/aligned.h"
+#include "quant/grouped.h"
 
 namespace ryz {
 
@@ -53,6 +54,8 @@ struct Workspace {
   Scratch<std::int8_t> q{"quantised rows"};  // [T, widest input, padded]
   Scratch<float> act_scale{"activation scales"};
   Scratch<std::int32_t> act_sum{"activation sums"};
+  Scratch<std::int8_t> block_q{"rows in blocks"};  // [blocks of the widest input, T, kScaleBlock]
+  Scratch<ActivationBlock> blocks{"rows in blocks"};
   std::vector<AttentionTile> tiles;
   Scratch<float> partials{"attention parts"};
   Scratch<float> attention_scratch{"attention scores"};  // per thread

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <vector>
 
+#include "quant/grouped_matrix.h"
 #include "quant/screen.h"
 #include "quant/ternary_matrix.h"
 #include "quant/ternary_rows.h"
@@ -49,6 +50,11 @@ std::uint64_t packing_fingerprint() {
     add(hash, matrix.buffers());
     add(hash, TernaryRows::of_rows(matrix, 0, kRows).buffers());
     add(hash, TernaryRows::of_columns(matrix).buffers());
+  }
+  for (const std::uint8_t bits : {std::uint8_t{2}, std::uint8_t{4}, std::uint8_t{8}}) {
+    GroupedMatrix grouped(kRows, kColumns, {bits, 64, DType::kF32, false});
+    grouped.pack_float(0, weights.data(), DType::kF32, kRows);
+    add(hash, grouped.buffers());
   }
   ScreenMatrix screen(kRows, kColumns, ScreenMatrix::Planes::kBoth);
   std::vector<float> scratch(ScreenMatrix::scratch_bytes(kColumns) / sizeof(float) + 1);

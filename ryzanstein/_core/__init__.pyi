@@ -23,7 +23,7 @@ U8Array: TypeAlias = NDArray[np.uint8]
 DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 TernaryFormat: TypeAlias = Literal["two_bit", "five_trit"]
 Activation: TypeAlias = Literal["silu", "relu2", "gelu_tanh"]
-HeadKind: TypeAlias = Literal["exact", "int7", "int5", "dense"]
+HeadKind: TypeAlias = Literal["exact", "int8", "int7", "int5", "int4", "dense"]
 
 PAGE_TOKENS: int
 
@@ -146,6 +146,69 @@ class TernaryMatrix:
     def row_scales(self) -> F32Array:
         """Return float32 [N]."""
 
+class GroupedMatrix:
+    """Weights [N, K] of 2, 4 or 8 bits, with a scale for each group of columns of a row.
+
+    A weight is scale * (code - zero), zero being 1, 8 or 128, or scale * code + minimum where the
+    matrix has minima. Scales and minima are stored as `scale_dtype`.
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        bits: int,
+        group: int = 32,
+        scale_dtype: Literal["f16", "f32"] = "f16",
+        has_minimum: bool = False,
+        arrays: dict[str, U8Array] | None = None,
+    ) -> None:
+        """Take the `arrays` of a matrix of this shape and format in place, or pack rows next.
+
+        `group` is 16, 32, 64 or 128. Arrays are kept alive, 64-byte aligned, and must not change.
+
+        Raises ValidationError where they are not what such a matrix has.
+        """
+
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def pack_float(self, row_begin: int, weights: DenseArray) -> None:
+        """Fill rows from floats [n, K], each group by a scale fitted to it; takes no minima.
+
+        Distinct rows may be filled from distinct threads.
+
+        Raises QuantizationError on a weight that is not finite or too large for its scale.
+        """
+
+    def pack_codes(
+        self, row_begin: int, codes: U8Array, scales: F32Array, minima: F32Array | None = None
+    ) -> None:
+        """Fill rows from codes [n, K], and scales and minima [n, ceil(K / group)].
+
+        Raises QuantizationError on codes out of range and scales that `scale_dtype` cannot hold.
+        """
+
+    def arrays(self) -> dict[str, U8Array]:
+        """Return the packed weights as read-only views, by name."""
+
+    def unpack(self) -> tuple[U8Array, F32Array, F32Array | None]:
+        """Return codes [N, K], and scales and minima [N, ceil(K / group)]."""
+
+    def dequantize(self, row_begin: int = 0, row_end: int | None = None) -> F32Array:
+        """Return rows as float32 [n, K].
+
+        Raises:
+            ValidationError: the matrix has no such rows.
+        """
+
 class TernaryRows:
     """Ternary weights row by row at 1.6 bits each, for products that leave most rows out."""
 
@@ -202,7 +265,7 @@ class Linear:
 
     def __init__(
         self,
-        matrix: TernaryMatrix | DenseMatrix,
+        matrix: TernaryMatrix | DenseMatrix | GroupedMatrix,
         norm: F32Array | None = None,
         norm_eps: float = 1e-6,
         kernel: str = "",
@@ -210,7 +273,7 @@ class Linear:
     ) -> None:
         """Take, for a ternary matrix, one of `ternary_kernels`, or "" for the best guess."""
     @property
-    def matrix(self) -> TernaryMatrix | DenseMatrix: ...
+    def matrix(self) -> TernaryMatrix | DenseMatrix | GroupedMatrix: ...
 
 class LayerWeights:
     """One decoder layer. `attn_in` yields q, k, v rows in that order, `mlp_in` gate then up; either
@@ -327,7 +390,8 @@ class Decoder:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
 
         The head is "dense", or coded: "exact" lets `step` leave out logits that its caller will not
-        look at, "int7" and "int5" answer from codes of so many bits. `coded_head` is what
+        look at, "int7" and "int5" answer from codes of so many bits, "int8" and "int4" from a
+        GroupedMatrix of groups of 32. `coded_head` is what
         `coded_head_arrays` gave for the same head, 64-byte aligned and kept alive, and spares
         coding it. Steps of fewer than `small_step` multiplications run on one thread: sharing
         0.2 ms of work costs more than it saves.

@@ -8,6 +8,7 @@ from ryzanstein._core import (
     Activation,
     DenseArray,
     F32Array,
+    GroupedMatrix,
     I8Array,
     I32Array,
     PagedCache,
@@ -52,6 +53,30 @@ def ternary_linear(
 
     `kernel` is one of `ternary_kernels`, or "" for the best guess among those of the format.
     """
+
+def quantize_blocks(
+    isa: str,
+    x: F32Array,
+    q: I8Array,
+    blocks: I32Array,
+    gain: F32Array | None = None,
+    eps: float = 1e-5,
+) -> None:
+    """Fill q [blocks, T, 32] with x [T, K], RMS-normed where a gain is given, and zeros past it.
+
+    `blocks` [blocks, T, 4] takes the bits of a block's float32 scale, minus the sum of its codes,
+    and minus the sums of its halves.
+    """
+
+def grouped_linear(
+    isa: str,
+    matrix: GroupedMatrix,
+    q: I8Array,
+    blocks: I32Array,
+    out: F32Array,
+    residual: F32Array | None = None,
+) -> None:
+    """Write the linear of what quantize_blocks made of [T, K] to float32 [T, N]."""
 
 def select_gates(isa: str, gate: F32Array, begin: int, end: int) -> I32Array:
     """Return the indices in [begin, end) of gates that relu2 does not make exactly zero."""

@@ -60,8 +60,10 @@ _Repetitions = Annotated[
     int, typer.Option("--repetitions", "-r", help="Runs of each test, behind one warm-up.")
 ]
 _KVDtype = Annotated[str, typer.Option(help="Storage of keys and values: f16, f32 or int8.")]
-_LmHead = Annotated[str, typer.Option(help="Logits: exact, int7, int5 or dense.")]
-_Weights = Annotated[str, typer.Option(help="Linears: auto (as stored), bf16 or ternary.")]
+_LmHead = Annotated[str, typer.Option(help="Logits: exact, int8, int7, int5, int4 or dense.")]
+_Weights = Annotated[
+    str, typer.Option(help="Linears: auto (as stored), bf16, int8, int4 or ternary.")
+]
 _Isa = Annotated[str | None, typer.Option(help="Instruction set: scalar, avx2 or avx512.")]
 _WeightCache = Annotated[
     bool,

@@ -155,7 +155,8 @@ def load_model(
         isa: instruction-set tier, or None for the best this machine has.
         lm_head: how logits are computed; an exact head too small to gain by it is dense.
         weights: how linears are held. "auto": ternary if the checkpoint is, else as stored; "bf16":
-            float32 rounded to bfloat16; "ternary": ternarised, like the masters of a BitNet model.
+            float32 rounded to bfloat16; "int8" and "int4": floats rounded to so many bits in groups
+            of 32 columns; "ternary": ternarised, like the masters of a BitNet model.
         skip_zeros: which zeros of feed-forwards a step of one token passes over, or None for what
             is usually faster. "down" and "all" each cost memory of a fifth of a byte per weight.
         weight_cache: where packed weights are looked for, and kept once they are made.

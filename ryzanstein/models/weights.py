@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ryzanstein._core import DenseMatrix, LayerWeights, Linear, TernaryMatrix, TernaryRows
+from ryzanstein._core import (
+    DenseMatrix,
+    GroupedMatrix,
+    LayerWeights,
+    Linear,
+    TernaryMatrix,
+    TernaryRows,
+)
 from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
 from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ryzanstein._core import DenseArray, F32Array
+    from ryzanstein.config import WeightKind
     from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.loaders.weight_cache import PackedWeights
     from ryzanstein.models.config import ModelConfig
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["WeightReader"]
 
 _COMPARE_ROWS = 4096
+# Of the weights that are rounded to codes in groups.
+_GROUPED_BITS: dict[WeightKind, int] = {"int8": 8, "int4": 4}
 
 
 class WeightReader:
@@ -208,6 +218,8 @@ class WeightReader:
         """Return one fused linear, or one for each name where they cannot be one matrix."""
         quantization = self._config.quantization
         if quantization is None:
+            if self._packing.weights in _GROUPED_BITS:
+                return [self._grouped_linear(prefix, names)]
             return [self._dense_linear(prefix, name) for name in names]
         if not quantization.input_norm:
             return [self._linear(prefix, names)]
@@ -233,6 +245,26 @@ class WeightReader:
         # Quantised types of GGUF are seen as float32 too.
         is_short = self._checkpoint.info(name).dtype in ("F16", "BF16")
         return self._packing.weights == "bf16" and not is_short
+
+    def _grouped_linear(self, prefix: str, names: tuple[str, ...]) -> Linear:
+        shape = fused_shape(self._shapes, names)
+        bits = _GROUPED_BITS[self._packing.weights]
+        bias = self._bias(prefix, names)
+        key = self._key(prefix, names)
+        if self._packed is not None:
+            return Linear(GroupedMatrix(*shape, bits, arrays=self._packed.arrays(key)), bias=bias)
+        matrix = GroupedMatrix(*shape, bits)
+        row = 0
+        for name in names:
+            weight = f"{prefix}{name}.weight"
+            try:
+                matrix.pack_float(row, self._checkpoint.view(weight))
+            except QuantizationError as error:
+                raise QuantizationError(f"{self._checkpoint.where(weight)}: {error}") from error
+            self._done(weight)
+            row += self._shapes[name][0]
+        self.objects[key] = matrix.arrays()
+        return Linear(matrix, bias=bias)
 
     def _bias(self, prefix: str, names: tuple[str, ...]) -> F32Array | None:
         """Return the biases of these linears one after the other, None where none has one."""

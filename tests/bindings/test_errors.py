@@ -103,6 +103,10 @@ LAYERS: list[tuple[dict[str, Any], str]] = [
     ({"attn_in": [native.linear(64, 31)]}, "layer 0 attn_in takes 31 features, expected 32"),
     ({"mlp_in": [native.linear(48, 32)]}, "layer 0 mlp_in gives 48 features, expected 96"),
     ({"down_proj": unfilled()}, "layer 0 down_proj has 5 of 32 rows filled"),
+    (
+        {"down_proj": _core.Linear(_core.GroupedMatrix(32, 48, 4))},
+        "layer 0 down_proj has 0 of 32 rows filled",
+    ),
 ]
 
 

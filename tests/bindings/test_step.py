@@ -150,8 +150,8 @@ def test_wrong_known_tokens_are_refused(known: list[Any], message: str) -> None:
 
 
 def test_an_unknown_kind_of_head_is_refused() -> None:
-    with pytest.raises(ValidationError, match="head_kind 'int8' is not one of"):
-        native.decoder(head_kind="int8")
+    with pytest.raises(ValidationError, match="head_kind 'int3' is not one of"):
+        native.decoder(head_kind="int3")
 
 
 @pytest.mark.parametrize("top", [1, VOCAB - 1, VOCAB, VOCAB + 1, 2048, 2049, HIGH])

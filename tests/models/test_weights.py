@@ -14,9 +14,10 @@ from golden.specs import SPECS
 from reference import ops
 from reference.model import Oracle
 
-from ryzanstein.errors import UnsupportedFormatError, ValidationError
+from ryzanstein.errors import QuantizationError, UnsupportedFormatError, ValidationError
 from ryzanstein.llm import LLM
 from ryzanstein.loaders.model_files import open_files
+from ryzanstein.loaders.weight_cache import WeightCache
 from ryzanstein.models import load_model
 from ryzanstein.quant import exact_ternary, to_bfloat16
 
@@ -132,7 +133,35 @@ def test_a_row_of_zeros_is_ternary(tmp_path: Path) -> None:
     assert np.isfinite(logits(directory, "ternary")).all()
 
 
-@pytest.mark.parametrize("weights", ["bf16"])
+# Relative to the logits' spread: 21 linears that err by 1 and 9 % each, in a random walk, and some.
+@pytest.mark.parametrize(("weights", "error"), [("int8", 0.08), ("int4", 0.6)])
+def test_groups_round_the_linears(weights: WeightKind, error: float, tmp_path: Path) -> None:
+    tensors = random_tensors(FLOATS, 6, "BF16")
+    directory = write_checkpoint(tmp_path / "model", FLOATS, tensors)
+    found = logits(directory, weights)
+    exact = logits(directory, "auto")
+    assert 0.2 * error < np.std(found - exact) / np.std(exact) < error
+    cache = WeightCache(tmp_path / "cache", 1 << 30, minimum_bytes=0)
+    for _ in range(2):  # packed, then as it was kept
+        model = load_model(
+            open_files(directory), threads=1, isa=None, weights=weights, weight_cache=cache
+        )
+        assert np.array_equal(Sequence(model, len(PROMPT)).extend(PROMPT)[1], found)
+    assert model.mapped_bytes > 0
+
+
+def test_what_cannot_be_rounded_is_located(tmp_path: Path) -> None:
+    tensors = random_tensors(FLOATS, 6, "F32")
+    name = "model.layers.1.mlp.up_proj.weight"
+    spoilt = tensors[name].array.copy()
+    spoilt[3, 2] = np.inf
+    tensors[name] = Stored("F32", spoilt)
+    directory = write_checkpoint(tmp_path, FLOATS, tensors)
+    with pytest.raises(QuantizationError, match=rf"{name}.* holds a NaN or an infinity"):
+        logits(directory, "int4")
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_a_ternary_checkpoint_stays_ternary(weights: WeightKind, tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path, TERNARY, random_tensors(TERNARY, 5))
     assert np.array_equal(logits(directory, "auto"), logits(directory, "ternary"))

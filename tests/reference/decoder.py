@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from reference import ops
+from reference import grouped, ops
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reference.ops import F64, I8
 
-__all__ = ["Config", "Decoder", "DenseLinear", "Layer", "Linear", "TernaryLinear", "Trace"]
+__all__ = [
+    "Config",
+    "Decoder",
+    "DenseLinear",
+    "GroupedLinear",
+    "Layer",
+    "Linear",
+    "TernaryLinear",
+    "Trace",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,26 @@ class TernaryLinear:
         return y if self.bias is None else y + self.bias, margin
 
 
-Linear: TypeAlias = DenseLinear | TernaryLinear
+@dataclass(frozen=True, slots=True)
+class GroupedLinear:
+    """y = quantised in blocks(norm(x)) . weights[N, K] + bias."""
+
+    weights: F64
+    norm: F64 | None = None
+    norm_eps: float = 1e-6
+    bias: F64 | None = None
+
+    def __call__(self, x: F64) -> tuple[F64, float]:
+        """Return y[T, N], and the margin as `Trace` has it."""
+        x = _normed(x, self.norm, self.norm_eps)
+        q, scales = grouped.quantize_blocks(x)
+        steps = x / np.repeat(scales, grouped.BLOCK, axis=1)[:, : x.shape[1]]
+        margin = float(np.min(np.abs(np.abs(steps) % 1.0 - 0.5)))
+        y = grouped.grouped_linear(q, scales, self.weights)
+        return y if self.bias is None else y + self.bias, margin
+
+
+Linear: TypeAlias = DenseLinear | TernaryLinear | GroupedLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

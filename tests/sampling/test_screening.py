@@ -93,7 +93,9 @@ def test_screened_rows_are_the_same_on_any_number_of_threads(isa: str, top: int)
     assert np.isfinite(rows[0][:, known]).all()
 
 
-@pytest.mark.parametrize(("kind", "error"), [("int7", 0.025), ("int5", 0.07)])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("int8", 0.01), ("int7", 0.025), ("int5", 0.07), ("int4", 0.12)]
+)
 def test_coded_heads_give_every_logit_as_exactly_as_their_bits_allow(
     isa: str, kind: HeadKind, error: float
 ) -> None:

@@ -86,6 +86,10 @@ inline float reduce_max(Vec v) {
 }
 
 inline VecI zero_i() { return _mm256_setzero_si256(); }
+template <int kBits>
+inline VecI broadcast_shifted(std::int32_t x) {
+  return _mm256_slli_epi32(_mm256_set1_epi32(x), kBits);
+}
 inline VecI to_int(Vec v) { return _mm256_cvtps_epi32(v); }
 inline VecI abs_bits(Vec v) {
   return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));

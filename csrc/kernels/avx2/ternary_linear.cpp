@@ -1,25 +1,13 @@
 #include "kernels/avx2/ternary_linear.h"
 
+#include "kernels/avx2/multiply_add.h"
 #include "kernels/avx2/ternary_formats.h"
 
 namespace ryz::avx2 {
 namespace {
 
-// vpmaddubsw: pairs of products, summed in int16. Written as assembly where the compiler allows:
-// GCC 12 computes all products of a tile before it adds the first, and spills the sums.
 struct MultiplyAdd {
-  static void add(__m256i& sum, __m256i codes, __m256i x) {
-#if defined(__GNUC__)
-    __m256i pairs;
-    __asm__(
-        "vpmaddubsw %3, %2, %1\n\t"
-        "vpaddw %1, %0, %0"
-        : "+x"(sum), "=&x"(pairs)
-        : "x"(codes), "x"(x));
-#else
-    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x));
-#endif
-  }
+  static void add(__m256i& sum, __m256i codes, __m256i x) { multiply_add(sum, codes, x); }
   // at_bit0 + at_bit2 / 4, which is exact.
   static __m256i add_quarter(__m256i at_bit0, __m256i at_bit2) {
     return _mm256_add_epi16(at_bit0, _mm256_srai_epi16(at_bit2, 2));

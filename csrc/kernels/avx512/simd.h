@@ -77,6 +77,10 @@ inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
 
 inline VecI zero_i() { return _mm512_setzero_si512(); }
+template <int kBits>
+inline VecI broadcast_shifted(std::int32_t x) {
+  return _mm512_slli_epi32(_mm512_set1_epi32(x), kBits);
+}
 inline VecI to_int(Vec v) { return _mm512_cvtps_epi32(v); }
 inline VecI abs_bits(Vec v) {
   return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));

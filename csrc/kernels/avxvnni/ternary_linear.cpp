@@ -1,20 +1,13 @@
 #include "kernels/avx2/ternary_linear.h"
 
 #include "kernels/avx2/ternary_formats.h"
+#include "kernels/avxvnni/dot_product.h"
 
 namespace ryz::avxvnni {
 namespace {
 
-// vpdpbusd: the dot of 4 bytes, summed in int32. Written as assembly where the compiler allows,
-// as in avx512/dot4.h.
 struct DotProduct {
-  static void add(__m256i& sum, __m256i codes, __m256i x) {
-#if defined(__GNUC__)
-    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
-#else
-    sum = _mm256_dpbusd_avx_epi32(sum, codes, x);
-#endif
-  }
+  static void add(__m256i& sum, __m256i codes, __m256i x) { dot4(sum, codes, x); }
   static __m256i add_quarter(__m256i at_bit0, __m256i at_bit2) {
     return _mm256_add_epi32(at_bit0, _mm256_srai_epi32(at_bit2, 2));
   }

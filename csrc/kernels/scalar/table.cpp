@@ -5,6 +5,7 @@
 
 namespace ryz::scalar {
 
+void grouped_linear(const GroupedLinearArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;
 void screen_rest(const ScreenRestArgs& a) noexcept;
 

@@ -74,6 +74,47 @@ inline void quantize(const QuantizeArgs& a) noexcept {
   a.gain == nullptr ? quantize_plain(a) : quantize_normed(a, sum_of_squares(a.x, a.k));
 }
 
+// One block of values(i, n), the first n of those from i on, as quantize_blocks has it.
+template <typename Values>
+inline void quantize_block(const QuantizeBlocksArgs& a, std::size_t block, const Values& values) {
+  constexpr std::size_t kVecs = kScaleBlock / kLanes;
+  Vec y[kVecs];
+  VecI largest = zero_i();
+  const auto left = [&](std::size_t v) {
+    const std::size_t i = block * kScaleBlock + v * kLanes;
+    return i < a.k ? a.k - i : 0;
+  };
+  for (std::size_t v = 0; v < kVecs; ++v) {
+    y[v] = values(block * kScaleBlock + v * kLanes, left(v));
+    largest = max_i(largest, abs_bits(y[v]));
+  }
+  float top = float_of_bits(reduce_max_i(largest));  // bits of NaN are above all numbers
+  top = top < 1e-30f ? 1e-30f : top;
+  const Vec factor = broadcast(127.0f / top);
+  std::int8_t* q = a.q + block * a.block_stride * kScaleBlock;
+  VecI sums[2] = {zero_i(), zero_i()};
+  for (std::size_t v = 0; v < kVecs; ++v) {
+    // Zeros past the end even where the factor is NaN.
+    const VecI code = clamp_i8(to_int(select_first(mul(y[v], factor), left(v), zero())));
+    sums[v / (kVecs / 2)] = add_i(sums[v / (kVecs / 2)], code);
+    store_i8(q + v * kLanes, code);
+  }
+  const std::int32_t low = reduce_add_i(sums[0]);
+  const std::int32_t high = reduce_add_i(sums[1]);
+  a.blocks[block * a.block_stride] = {top / 127.0f, -(low + high), {-low, -high}};
+}
+
+inline void quantize_blocks(const QuantizeBlocksArgs& a) noexcept {
+  const auto quantize_all = [&](const auto& values) {
+    for (std::size_t block = 0; block < a.blocks_padded; ++block) quantize_block(a, block, values);
+  };
+  if (a.gain == nullptr) return quantize_all(FloatRow{a.x});
+  const Vec inverse = inverse_rms(sum_of_squares(a.x, a.k), a.k, a.eps);
+  quantize_all([&](std::size_t i, std::size_t n) {
+    return mul(mul(load_first(a.x + i, n), inverse), load_first(a.gain + i, n));
+  });
+}
+
 inline void rope(const RopeArgs& a) noexcept {
   const std::size_t half = a.head_dim / 2;
   for (std::size_t h = 0; h < a.heads; ++h) {

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from arrays import guarded, misaligned
+from reference import grouped as oracle
+from tolerances import reduction
+
+from ryzanstein import ValidationError
+from ryzanstein._core import GroupedMatrix, available_isas
+from ryzanstein._core import ops as kernels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ryzanstein._core import F32Array, I8Array, I32Array
+
+# bits, group, scale_dtype, has_minimum: every path of a kernel.
+KINDS = [
+    (bits, group, dtype, has_minimum)
+    for bits in (2, 4, 8)
+    for group, dtype, has_minimum in (
+        (32, "f16", False),
+        (16, "f32", True),
+        (16, "f16", False),
+        (128, "f32", True),
+    )
+]
+# Decode, every small batch, prefill with remainders of its tiles.
+TOKENS = [*range(1, 10), 31, 33, 65]
+
+
+class Problem:
+    """Random weights of one kind and activations with outliers, quantised by the oracle."""
+
+    def __init__(
+        self, kind: tuple[int, int, str, bool], rows: int, columns: int, tokens: int
+    ) -> None:
+        bits, group, dtype, has_minimum = kind
+        rng = np.random.default_rng(bits + 7 * columns)
+        shape = (rows, -(-columns // group))
+        codes = rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8)
+        scales = rng.uniform(-2, 2, shape).astype(np.float16).astype(np.float32)
+        minima = rng.standard_normal(shape).astype(np.float16).astype(np.float32)
+        self.matrix = GroupedMatrix(rows, columns, bits, group, dtype, has_minimum)  # type: ignore[arg-type]
+        given = minima if has_minimum else None
+        self.matrix.pack_codes(0, codes, scales, given)
+        self.weights = oracle.dequantize(codes, scales, given, bits, group)
+        self.parts = np.repeat(np.abs(scales), group, axis=1)[:, :columns] * np.float64(1 << bits)
+        if given is not None:
+            self.parts = self.parts + np.repeat(np.abs(minima), group, axis=1)[:, :columns]
+        x = rng.standard_normal((tokens, columns))
+        x[rng.random(x.shape) < 0.02] *= 50
+        self.q, self.scales = oracle.quantize_blocks(x)
+        self.residual = rng.standard_normal((tokens, rows)).astype(np.float32)
+        self.width = max(group, 32)
+
+    def run(
+        self, isa: str, tokens: slice = slice(None), residual: F32Array | None = None
+    ) -> F32Array:
+        q, blocks = block_layout(self.q[tokens], self.scales[tokens], self.width)
+        out = guarded((q.shape[1], self.matrix.out_features))
+        kernels.grouped_linear(isa, self.matrix, misaligned(q, 3), blocks, out.array, residual)
+        out.check()
+        return out.array
+
+    def expected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the outputs, and how far rounding may put float32 sums off them."""
+        exact = oracle.grouped_linear(self.q, self.scales.astype(np.float32), self.weights)
+        magnitude = oracle.grouped_linear(
+            np.abs(self.q.astype(np.int64)).astype(np.uint8),
+            self.scales,
+            self.parts,
+        )
+        return exact, magnitude * reduction(self.q.shape[1] // 16 + 4)
+
+
+def block_layout(q: I8Array, scales: NDArray[Any], width: int) -> tuple[I8Array, I32Array]:
+    """Return q [blocks, T, 32], zero-padded to whole records, and the blocks' numbers."""
+    tokens, columns = q.shape
+    padded = np.zeros((tokens, -(-columns // width) * width), np.int8)
+    padded[:, :columns] = q
+    by_block = np.ascontiguousarray(padded.reshape(tokens, -1, 32).swapaxes(0, 1))
+    blocks = np.zeros((*by_block.shape[:2], 4), np.int32)
+    floats = np.ones(blocks.shape[:2], np.float32)
+    floats[: scales.shape[1]] = scales.T
+    blocks[:, :, 0] = floats.view(np.int32)
+    halves = by_block.reshape(*by_block.shape[:2], 2, 16).sum(axis=3, dtype=np.int32)
+    blocks[:, :, 1] = -halves.sum(axis=2)
+    blocks[:, :, 2:] = -halves
+    return by_block, blocks
+
+
+@pytest.mark.parametrize("columns", [1, 16, 31, 32, 33, 127, 129, 2560])
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_oracle(kind: tuple[int, int, str, bool], columns: int, isa: str) -> None:
+    for tokens in (1, 3):
+        problem = Problem(kind, 70, columns, tokens)
+        expected, error = problem.expected()
+        assert np.all(np.abs(problem.run(isa) - expected) <= error)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_do_not_depend_on_each_other(
+    kind: tuple[int, int, str, bool], tokens: int, isa: str
+) -> None:
+    problem = Problem(kind, 65, 97, tokens)
+    whole = problem.run(isa)
+    for t in {0, tokens // 2, tokens - 1}:
+        assert problem.run(isa, slice(t, t + 1)).tobytes() == whole[t : t + 1].tobytes()
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tier_gives_the_same_bits(kind: tuple[int, int, str, bool], tokens: int) -> None:
+    problem = Problem(kind, 130, 288, tokens)
+    assert len({problem.run(isa).tobytes() for isa in available_isas()}) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 130])
+def test_rows_and_residual(rows: int, isa: str) -> None:
+    for tokens in (1, 2, 9):
+        problem = Problem((4, 32, "f16", False), rows, 97, tokens)
+        plain = problem.run(isa)
+        added = problem.run(isa, residual=misaligned(problem.residual, 3))
+        assert added.tobytes() == (problem.residual + plain).tobytes()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_residual_may_be_the_output(tokens: int, isa: str) -> None:
+    problem = Problem((4, 32, "f16", False), 65, 97, tokens)
+    q, blocks = block_layout(problem.q, problem.scales, 32)
+    out = problem.residual.copy()
+    kernels.grouped_linear(isa, problem.matrix, q, blocks, out, out)
+    assert out.tobytes() == (problem.residual + problem.run(isa)).tobytes()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_largest_products(bits: int, tokens: int, isa: str) -> None:
+    """Where pairs of products in int16 are as large as they get, of either sign."""
+    for code in (0, (1 << bits) - 1):
+        for value in (-127, 127):
+            matrix = GroupedMatrix(3, 128, bits)
+            codes = np.full((3, 128), code, np.uint8)
+            matrix.pack_codes(0, codes, np.ones((3, 4), np.float32))
+            q, blocks = block_layout(
+                np.full((tokens, 128), value, np.int8), np.ones((tokens, 4)), 32
+            )
+            out = np.empty((tokens, 3), np.float32)
+            kernels.grouped_linear(isa, matrix, q, blocks, out)
+            assert np.all(out == value * 128 * (code - oracle.zero_point(bits)))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_every_code_decodes(bits: int, isa: str) -> None:
+    """Each in every place of a block, found out by one activation at a time."""
+    count = 1 << bits
+    codes = (np.arange(count)[:, None] + 37 * np.arange(32)) % count
+    matrix = GroupedMatrix(count, 32, bits)
+    matrix.pack_codes(0, codes.astype(np.uint8), np.ones((count, 1), np.float32))
+    q, blocks = block_layout(np.eye(32, dtype=np.int8), np.ones((32, 1)), 32)
+    out = np.empty((32, count), np.float32)
+    kernels.grouped_linear(isa, matrix, q, blocks, out)
+    np.testing.assert_array_equal(out, codes.T - oracle.zero_point(bits))
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_nan_stays_in_its_token_and_row(tokens: int, isa: str) -> None:
+    problem = Problem((4, 32, "f16", False), 65, 97, tokens)
+    problem.scales[tokens - 1, 1] = np.nan
+    residual = problem.residual.copy()
+    residual[0, 17] = np.nan
+    bad = np.zeros(residual.shape, bool)
+    bad[tokens - 1] = True
+    bad[0, 17] = True
+    np.testing.assert_array_equal(np.isnan(problem.run(isa, residual=residual)), bad)
+
+
+def test_activations_must_be_padded(isa: str) -> None:
+    matrix = GroupedMatrix(3, 97, 4, 128)
+    q, blocks = block_layout(np.ones((1, 97), np.int8), np.ones((1, 4)), 32)
+    with pytest.raises(ValidationError, match="blocks has 12 elements, expected 16"):
+        kernels.grouped_linear(isa, matrix, q, blocks[:3], np.empty((1, 3), np.float32))
+    with pytest.raises(ValidationError, match="padded with zeros to whole records"):
+        kernels.grouped_linear(isa, matrix, q[:3], blocks[:3], np.empty((1, 3), np.float32))

@@ -6,6 +6,7 @@
 #include <functional>
 #include <iterator>
 #include <limits>
+#include <numeric>
 #include <string>
 
 #include "base/error.h"
@@ -41,11 +42,12 @@ float block_max(const float* values, NanFlags& nan) {
   return lanes[0];
 }
 
-// exp for x <= 0 (NaN excluded), 0 below -87, by exp(x) = 2^n * exp(r), |r| <= ln(2)/2, with a
+// exp(min(x, 0)), 0 below -87 and for NaN, by exp(x) = 2^n * exp(r), |r| <= ln(2)/2, with a
 // minimax polynomial of degree 6 (3e-9 relative). Only IEEE operations in a fixed order: the same
 // bits on every machine. Without a branch, because a clamp would keep GCC from vectorising: what is
 // below -87 computes garbage, -inf even a NaN, which the mask then clears.
 inline float exp_nonpositive(float x) {
+  x = x > 0.0f ? 0.0f : x;
   constexpr float kLog2E = 1.44269504f;
   constexpr float kLn2High = 0.693145752f;  // 15 significant bits: n * kLn2High is exact
   constexpr float kLn2Low = 1.42860677e-6f;
@@ -155,12 +157,40 @@ void Logits::top(std::size_t count, std::vector<Candidate>& out) const {
   out.resize(count);
 }
 
+void sort_candidates(std::vector<Candidate>& candidates) {
+  if (std::is_sorted(candidates.begin(), candidates.end(), precedes)) return;
+  std::sort(candidates.begin(), candidates.end(), precedes);
+}
+
 double softmax_weights(std::span<const float> values, float max, float inv_temperature,
                        float* weights) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     weights[i] = round_to_grid(exp_nonpositive((values[i] - max) * inv_temperature));
   }
   return sum_exactly({weights, values.size()});
+}
+
+Moments weighted_moments(std::span<const float> values, std::span<const float> weights,
+                         float shift) {
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  double sums[3][kLanes] = {};
+  const auto add = [&](std::size_t lane, float value, float w) {
+    const double d =
+        static_cast<double>(value > kLowest ? value : kLowest) - static_cast<double>(shift);
+    const double weight = static_cast<double>(w);
+    sums[0][lane] += weight;
+    sums[1][lane] += weight * d;
+    sums[2][lane] += weight * d * d;
+  };
+  std::size_t i = 0;
+  for (; i + kLanes <= values.size(); i += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) add(j, values[i + j], weights[i + j]);
+  }
+  for (std::size_t j = 0; i + j < values.size(); ++j) add(j, values[i + j], weights[i + j]);
+  const auto total = [](const double* lanes) {
+    return std::accumulate(lanes, lanes + kLanes, 0.0);
+  };
+  return {total(sums[0]), total(sums[1]), total(sums[2])};
 }
 
 }  // namespace ryz

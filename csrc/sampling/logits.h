@@ -22,6 +22,9 @@ constexpr bool precedes(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
+// Equal logits mostly arrive in order of id: a row of ties, the worst case for sorting, needs none.
+void sort_candidates(std::vector<Candidate>& candidates);
+
 class Logits {
  public:
   static constexpr std::size_t kBlock = 64;
@@ -54,12 +57,22 @@ class Logits {
   float max_ = 0;
 };
 
-// weights[i] = exp((values[i] - max) * inv_temperature) with a relative error below 3e-7, rounded
-// to a multiple of 2^-34; returns their sum.
+// weights[i] = exp(min(values[i] - max, 0) * inv_temperature) with a relative error below 3e-7,
+// rounded to a multiple of 2^-34, and 0 where a value is -inf; returns their sum.
 //
 // The rounding makes every sum of up to 2^19 weights exact in double. Cumulative masses are then
 // the same in any order of summation, so shortcuts through the row cannot change a draw.
 double softmax_weights(std::span<const float> values, float max, float inv_temperature,
                        float* weights);
+
+// Sums of weight, of weight * d and of weight * d^2, d = value - shift. A value of -inf must have
+// weight 0.
+struct Moments {
+  double total;
+  double first;
+  double second;
+};
+Moments weighted_moments(std::span<const float> values, std::span<const float> weights,
+                         float shift);
 
 }  // namespace ryz

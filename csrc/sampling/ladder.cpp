@@ -1,0 +1,122 @@
+#include "sampling/ladder.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace ryz {
+namespace {
+
+// 64 rungs per unit of log-mass, down to exp(-32); the last one takes everything below.
+constexpr std::size_t kRungs = 2048;
+constexpr float kRungsPerUnit = 64.0f;
+constexpr std::size_t kBlock = Logits::kBlock;
+
+}  // namespace
+
+void Ladder::build(std::span<const float> values, std::span<const float> weights, float max,
+                   float scale) {
+  constexpr float kLast = static_cast<float>(kRungs - 1);
+  values_ = values;
+  weights_ = weights;
+  sorted_rung_ = kRungs;
+  rungs_.resize(values.size());
+  const float per_unit = std::min(scale * kRungsPerUnit, std::numeric_limits<float>::max());
+  // Falls monotonically with the value, so rungs partition the order.
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const float depth = (max - values[i]) * per_unit;
+    const float within = depth > 0.0f ? depth : 0.0f;
+    rungs_[i] =
+        static_cast<std::uint16_t>(static_cast<std::int32_t>(within < kLast ? within : kLast));
+  }
+  counts_.assign(kRungs, 0);
+  mass_.assign(kRungs, 0.0);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    ++counts_[rungs_[i]];
+    mass_[rungs_[i]] += static_cast<double>(weights[i]);
+  }
+}
+
+// `first` and `mass` become those of what precedes the rung.
+std::size_t Ladder::rung_of_place(std::size_t place, std::size_t& first, double& mass) const {
+  std::size_t rung = 0;
+  first = 0;
+  mass = 0.0;
+  while (first + counts_[rung] <= place) {
+    first += counts_[rung];
+    mass += mass_[rung];
+    ++rung;
+  }
+  return rung;
+}
+
+Candidate Ladder::at(std::size_t place) {
+  std::size_t first = 0;
+  double mass = 0.0;
+  sort_rung(rung_of_place(place, first, mass));
+  return members_[place - first];
+}
+
+double Ladder::mass_of_first(std::size_t count) {
+  if (count == 0) return 0.0;
+  std::size_t first = 0;
+  double mass = 0.0;
+  const std::size_t rung = rung_of_place(count - 1, first, mass);
+  if (mass_[rung] == 0.0) return mass;
+  if (first + counts_[rung] == count) return mass + mass_[rung];
+  sort_rung(rung);
+  for (std::size_t i = 0; first + i < count; ++i) {
+    mass += static_cast<double>(weights_[static_cast<std::size_t>(members_[i].id)]);
+  }
+  return mass;
+}
+
+std::size_t Ladder::find(double target, Crossing crossing) {
+  // Where the walk stops: it crosses there, or no rung after it has mass.
+  std::size_t stop = 0;
+  std::size_t stop_place = 0;
+  double stop_mass = 0.0;
+  std::size_t place = 0;
+  double mass = 0.0;
+  for (std::size_t rung = 0; rung < kRungs; ++rung) {
+    if (mass_[rung] > 0.0) {
+      stop = rung;
+      stop_place = place;
+      stop_mass = mass;
+      if (crosses(mass + mass_[rung], target, crossing)) break;
+    }
+    place += counts_[rung];
+    mass += mass_[rung];
+  }
+  sort_rung(stop);
+  std::size_t last = 0;
+  mass = stop_mass;
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    const float weight = weights_[static_cast<std::size_t>(members_[i].id)];
+    if (weight == 0.0f) continue;
+    last = i;
+    mass += static_cast<double>(weight);
+    if (crosses(mass, target, crossing)) break;
+  }
+  return stop_place + last;
+}
+
+void Ladder::sort_rung(std::size_t rung) {
+  if (rung == sorted_rung_) return;
+  sorted_rung_ = rung;
+  const auto wanted = static_cast<std::uint16_t>(rung);
+  members_.clear();
+  for (std::size_t begin = 0; begin < values_.size(); begin += kBlock) {
+    const std::size_t end = std::min(begin + kBlock, values_.size());
+    // One vector test per block finds the few blocks that have a member.
+    std::uint16_t any = 0;
+    for (std::size_t i = begin; i < end; ++i) {
+      any |= static_cast<std::uint16_t>(rungs_[i] == wanted ? 1 : 0);
+    }
+    for (std::size_t i = begin; any != 0 && i < end; ++i) {
+      if (rungs_[i] == wanted) members_.push_back({values_[i], static_cast<std::int32_t>(i)});
+    }
+  }
+  sort_candidates(members_);
+}
+
+}  // namespace ryz

@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -21,7 +22,8 @@ Sampler make_sampler(const std::vector<std::string>& order, float temperature, f
                      float dynatemp_exponent, double top_n_sigma, std::int64_t top_k,
                      double typical_p, double top_p, double min_p, double xtc_probability,
                      double xtc_threshold, std::int64_t min_keep, int mirostat, double mirostat_tau,
-                     double mirostat_eta, const LogitBias& logit_bias, const BadWords& bad_words,
+                     double mirostat_eta, std::optional<double> mirostat_mu,
+                     const LogitBias& logit_bias, const BadWords& bad_words,
                      std::int64_t min_tokens, const std::vector<std::int32_t>& stop_ids,
                      std::int64_t prompt_length, float repetition_penalty, float frequency_penalty,
                      float presence_penalty, std::int64_t penalty_last_n, float dry_multiplier,
@@ -37,7 +39,7 @@ Sampler make_sampler(const std::vector<std::string>& order, float temperature, f
       temperature, dynatemp_range, dynatemp_exponent, top_n_sigma,   top_k,   typical_p,
       top_p,       min_p,          xtc_probability,   xtc_threshold, min_keep};
   params.order = order;
-  params.mirostat = {mirostat == 2, mirostat_tau, mirostat_eta};
+  params.mirostat = {mirostat == 2, mirostat_tau, mirostat_eta, mirostat_mu};
   params.logit_bias = logit_bias;
   params.bad_words = bad_words;
   params.min_tokens = min_tokens;
@@ -101,18 +103,19 @@ void bind_sampling(py::module_& m) {
            py::arg("min_p") = filters.min_p, py::arg("xtc_probability") = filters.xtc_probability,
            py::arg("xtc_threshold") = filters.xtc_threshold, py::arg("min_keep") = filters.min_keep,
            py::arg("mirostat") = 0, py::arg("mirostat_tau") = mirostat.tau,
-           py::arg("mirostat_eta") = mirostat.eta, py::arg("logit_bias") = LogitBias(),
-           py::arg("bad_words") = BadWords(), py::arg("min_tokens") = 0,
-           py::arg("stop_ids") = std::vector<std::int32_t>(), py::arg("prompt_length") = 0,
-           py::arg("repetition_penalty") = 1.0f, py::arg("frequency_penalty") = 0.0f,
-           py::arg("presence_penalty") = 0.0f, py::arg("penalty_last_n") = -1,
-           py::arg("dry_multiplier") = dry.multiplier, py::arg("dry_base") = dry.base,
-           py::arg("dry_allowed_length") = dry.allowed_length, py::arg("dry_penalty_last_n") = -1,
-           py::arg("dry_breakers") = dry.breakers, py::arg("seed") = 0)
+           py::arg("mirostat_eta") = mirostat.eta, py::arg("mirostat_mu") = std::nullopt,
+           py::arg("logit_bias") = LogitBias(), py::arg("bad_words") = BadWords(),
+           py::arg("min_tokens") = 0, py::arg("stop_ids") = std::vector<std::int32_t>(),
+           py::arg("prompt_length") = 0, py::arg("repetition_penalty") = 1.0f,
+           py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f,
+           py::arg("penalty_last_n") = -1, py::arg("dry_multiplier") = dry.multiplier,
+           py::arg("dry_base") = dry.base, py::arg("dry_allowed_length") = dry.allowed_length,
+           py::arg("dry_penalty_last_n") = -1, py::arg("dry_breakers") = dry.breakers,
+           py::arg("seed") = 0)
       .def("sample", &sample, py::arg("logits").noconvert(), py::arg("history").noconvert(),
            py::arg("position"))
       .def("fork", &Sampler::fork, py::arg("seed"))
-      .def_property("mu", &Sampler::mu, &Sampler::set_mu);
+      .def_property_readonly("mu", &Sampler::mu);
   m.def("log_probs", &bound_log_probs, py::arg("logits").noconvert(), py::arg("token"),
         py::arg("top"));
   m.def("score_rows", &bound_score_rows, py::arg("logits").noconvert(),

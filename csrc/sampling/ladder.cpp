@@ -15,19 +15,12 @@ constexpr std::size_t kBlock = Logits::kBlock;
 
 void Ladder::build(std::span<const float> values, std::span<const float> weights, float max,
                    float scale) {
-  constexpr float kLast = static_cast<float>(kRungs - 1);
   values_ = values;
   weights_ = weights;
   sorted_rung_ = kRungs;
   rungs_.resize(values.size());
   const float per_unit = std::min(scale * kRungsPerUnit, std::numeric_limits<float>::max());
-  // Falls monotonically with the value, so rungs partition the order.
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const float depth = (max - values[i]) * per_unit;
-    const float within = depth > 0.0f ? depth : 0.0f;
-    rungs_[i] =
-        static_cast<std::uint16_t>(static_cast<std::int32_t>(within < kLast ? within : kLast));
-  }
+  rungs_of(values, max, per_unit, kRungs, rungs_.data());
   counts_.assign(kRungs, 0);
   mass_.assign(kRungs, 0.0);
   for (std::size_t i = 0; i < values.size(); ++i) {

@@ -10,6 +10,8 @@
 #include <span>
 #include <vector>
 
+#include "kernels/ops.h"
+
 namespace ryz {
 
 struct Candidate {
@@ -27,7 +29,7 @@ void sort_candidates(std::vector<Candidate>& candidates);
 
 class Logits {
  public:
-  static constexpr std::size_t kBlock = 64;
+  static constexpr std::size_t kBlock = BlockMaxArgs::kBlock;
 
   // Keeps a view of `values`. Throws DistributionError (message prefixed by `where`) when no
   // distribution exists: a NaN, +inf, or every value -inf. Reuses its buffers between calls.
@@ -57,16 +59,14 @@ class Logits {
   float max_ = 0;
 };
 
-// weights[i] = exp(min(values[i] - max, 0) * inv_temperature) with a relative error below 3e-7,
-// rounded to a multiple of 2^-34, and 0 where a value is -inf; returns their sum.
+// The row ops of kernels/ops.h, in the tier that is taken by default.
 //
-// The rounding makes every sum of up to 2^19 weights exact in double. Cumulative masses are then
-// the same in any order of summation, so shortcuts through the row cannot change a draw.
-double softmax_weights(std::span<const float> values, float max, float inv_temperature,
+// Weights are rounded so that every sum of up to 2^19 of them is exact in double: cumulative masses
+// are the same in any order of summation, and shortcuts through the row cannot change a draw.
+double softmax_weights(std::span<const float> values, float reference, float inv_temperature,
                        float* weights);
 
-// Sums of weight, of weight * d and of weight * d^2, d = value - shift. A value of -inf must have
-// weight 0.
+// Sums of weight, of weight * d and of weight * d^2, d = value - shift.
 struct Moments {
   double total;
   double first;
@@ -74,5 +74,8 @@ struct Moments {
 };
 Moments weighted_moments(std::span<const float> values, std::span<const float> weights,
                          float shift);
+
+void rungs_of(std::span<const float> values, float top, float per_unit, std::size_t count,
+              std::uint16_t* rungs);
 
 }  // namespace ryz

@@ -77,10 +77,13 @@ void check_edits(const SamplerParams& p) {
   }
 }
 
-void check_token(std::int32_t token, std::size_t vocab, const std::string& name) {
-  if (token >= 0 && static_cast<std::size_t>(token) < vocab) return;
-  throw ValidationError("[sample] " + name + " is " + std::to_string(token) +
-                        ", outside the vocabulary of " + std::to_string(vocab));
+void check_tokens(std::span<const std::int32_t> tokens, std::size_t vocab, const char* name) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && static_cast<std::size_t>(tokens[i]) < vocab) continue;
+    throw ValidationError(std::string("[sample] ") + name + "[" + std::to_string(i) + "] is " +
+                          std::to_string(tokens[i]) + ", outside the vocabulary of " +
+                          std::to_string(vocab));
+  }
 }
 
 std::span<const std::int32_t> last(std::span<const std::int32_t> tokens, std::int64_t count) {
@@ -91,12 +94,15 @@ std::span<const std::int32_t> last(std::span<const std::int32_t> tokens, std::in
 }  // namespace
 
 Sampler::Sampler(SamplerParams params)
-    : params_(std::move(params)), mu_(2.0 * params_.mirostat.tau), drawn_mu_(mu_) {
+    : params_(std::move(params)),
+      mu_(params_.mirostat.mu.value_or(2.0 * params_.mirostat.tau)),
+      drawn_mu_(mu_) {
   check_filters(params_.filters);
   check_edits(params_);
   const Mirostat& mirostat = params_.mirostat;
   require(in_range(mirostat.tau, 0.0, kMax), "mirostat_tau", mirostat.tau, "0 or more, and finite");
   require(in_range(mirostat.eta, 0.0, kMax), "mirostat_eta", mirostat.eta, "0 or more, and finite");
+  require(std::isfinite(mu_), "mirostat_mu", mu_, "a finite number");
   std::sort(params_.dry.breakers.begin(), params_.dry.breakers.end());
   for (const std::string& name : params_.order) {
     const Filter* filter = &find_filter(name);
@@ -113,9 +119,7 @@ std::int32_t Sampler::sample(std::span<const float> logits, std::span<const std:
   if (position < 0) {
     throw ValidationError("[sample] position is " + std::to_string(position) + ", expected >= 0");
   }
-  for (std::size_t i = 0; i < history.size(); ++i) {
-    check_token(history[i], logits.size(), "history[" + std::to_string(i) + "]");
-  }
+  check_tokens(history, logits.size(), "history");
   thread_local Scratch scratch;
   if (edits_logits()) {
     scratch.edited.assign(logits.begin(), logits.end());
@@ -141,31 +145,24 @@ Sampler Sampler::fork(std::uint64_t seed) const {
   return copy;
 }
 
-void Sampler::set_mu(double mu) {
-  require(std::isfinite(mu), "mu", mu, "a finite number");
-  mu_ = drawn_mu_ = mu;
-  drawn_position_ = -1;
-}
-
 bool Sampler::edits_logits() const {
   return params_.penalties.is_active() || params_.dry.is_active() || !params_.logit_bias.empty() ||
          !params_.bad_words.empty() || params_.min_tokens > 0;
 }
 
 void Sampler::edit_logits(std::span<const std::int32_t> history, std::span<float> logits) const {
+  const std::size_t vocab = logits.size();
   for (const auto& [token, bias] : params_.logit_bias) {
-    check_token(token, logits.size(), "a token of logit_bias");
+    check_tokens({&token, 1}, vocab, "logit_bias");
     logits[static_cast<std::size_t>(token)] += bias;
   }
   const auto prompt_length = static_cast<std::size_t>(params_.prompt_length);
   const auto generated = history.subspan(std::min(prompt_length, history.size()));
-  for (const auto& word : params_.bad_words) {
-    check_token(word.back(), logits.size(), "a token of bad_words");
-  }
+  for (const auto& word : params_.bad_words) check_tokens(word, vocab, "bad_words");
   ban_words(params_.bad_words, generated, logits);
   if (generated.size() < static_cast<std::size_t>(params_.min_tokens)) {
+    check_tokens(params_.stop_ids, vocab, "stop_ids");
     for (const std::int32_t token : params_.stop_ids) {
-      check_token(token, logits.size(), "a token of stop_ids");
       logits[static_cast<std::size_t>(token)] = -std::numeric_limits<float>::infinity();
     }
   }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ struct Mirostat {
   bool is_on = false;
   double tau = 5.0;
   double eta = 0.1;
+  std::optional<double> mu;  // to go on from; 2 tau where a text begins
 };
 
 struct SamplerParams {
@@ -58,7 +60,6 @@ class Sampler {
 
   // Mirostat's bound on the surprise of the next token, in bits: the state of a sequence.
   double mu() const { return mu_; }
-  void set_mu(double mu);
 
  private:
   bool edits_logits() const;

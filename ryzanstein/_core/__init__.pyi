@@ -438,6 +438,7 @@ class Sampler:
         mirostat: int = 0,
         mirostat_tau: float = 5.0,
         mirostat_eta: float = 0.1,
+        mirostat_mu: float | None = None,
         logit_bias: Sequence[tuple[int, float]] = ...,
         bad_words: Sequence[Sequence[int]] = ...,
         min_tokens: int = 0,
@@ -463,8 +464,9 @@ class Sampler:
     def fork(self, seed: int) -> Sampler:
         """Return a sampler that goes on as this one, drawing other numbers."""
 
-    mu: float
-    """Under Mirostat, the greatest surprise of the next token, in bits."""
+    @property
+    def mu(self) -> float:
+        """Under Mirostat, the greatest surprise of the next token, in bits."""
 
 def log_probs(logits: F32Array, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
     """Return the token's log-probability, and the `top` highest (id, log-probability) pairs."""

@@ -104,12 +104,13 @@ Sampler::Sampler(SamplerParams params)
   require(in_range(mirostat.eta, 0.0, kMax), "mirostat_eta", mirostat.eta, "0 or more, and finite");
   require(std::isfinite(mu_), "mirostat_mu", mu_, "a finite number");
   std::sort(params_.dry.breakers.begin(), params_.dry.breakers.end());
-  for (const std::string& name : params_.order) {
-    const Filter* filter = &find_filter(name);
-    if (std::find(chain_.begin(), chain_.end(), filter) != chain_.end()) {
-      throw ValidationError("[sampler] order has '" + name + "' twice");
+  const std::vector<std::string>& order = params_.order;
+  for (auto name = order.begin(); name != order.end(); ++name) {
+    if (std::find(order.begin(), name, *name) != name) {
+      throw ValidationError("[sampler] order has '" + *name + "' twice");
     }
-    if (filter->is_active(params_.filters)) chain_.push_back(filter);
+    const Filter& filter = find_filter(*name);
+    if (filter.is_active(params_.filters)) chain_.push_back(&filter);
   }
 }
 

@@ -18,6 +18,7 @@ from ryzanstein.cpu import peak_resident_bytes
 from ryzanstein.errors import RyzansteinError, ValidationError
 from ryzanstein.llm import LLM, describe
 from ryzanstein.loaders.weight_cache import default_weight_cache
+from ryzanstein.sampling.params import describe_strategies
 from ryzanstein.tuning import Measured, remembered_kernels
 
 if TYPE_CHECKING:
@@ -237,6 +238,18 @@ def doctor(as_json: _Json = False) -> None:
         | {"weight_cache": None if cache is None else cache.report()},
         as_json,
     )
+
+
+@app.command()
+def samplers(as_json: _Json = False) -> None:
+    """List the sampling strategies, with their parameters and defaults, and the orders they run in.
+
+    \b
+    Examples:
+      ryzanstein samplers
+      ryzanstein samplers --json
+    """
+    _print_report(describe_strategies(), as_json)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -199,9 +199,18 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == shown
-    for text in ("Exit codes:", "130", "RYZANSTEIN_ISA", "generate", "chat", "info", "doctor"):
+    for text in (
+        "Exit codes:",
+        "130",
+        "RYZANSTEIN_ISA",
+        "generate",
+        "chat",
+        "info",
+        "samplers",
+        "doctor",
+    ):
         assert text in shown
-    for command in ("generate", "chat", "info", "doctor"):
+    for command in ("generate", "chat", "info", "samplers", "doctor"):
         assert main([command, "-h"]) == 0
         assert "Examples:\n" in capsys.readouterr().out
 
@@ -419,3 +428,18 @@ def test_output_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     arguments = ("generate", "é", "-n", "50", "--temperature", "3", "--seed", "1")
     result = run_python(str(script), *arguments, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
+
+
+def test_samplers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samplers"]) == 0
+    text = capsys.readouterr().out
+    for name in ("top n sigma:", "typical p:", "mirostat:", "llama.cpp:"):
+        assert name in text
+    assert main(["samplers", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert listing["strategies"]["xtc"]["parameters"] == {
+        "xtc_probability": 0.0,
+        "xtc_threshold": 0.1,
+        "min_keep": 1,
+    }
+    assert listing["orders"]["llama.cpp"][-1] == "temperature"

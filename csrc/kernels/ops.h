@@ -384,8 +384,9 @@ struct SoftmaxWeightsArgs {
   double* total;
 };
 
-// sums[k] = sum of weights[i] * (values[i] - shift)^k for k = 0, 1, 2. Reduction: 16 lanes of
-// doubles by i % 16, then in order. Where a value is -inf its weight must be 0.
+// sums[k] = sum of weights[i] * d^k for k = 0, 1, 2 with d = max(values[i], -1e38) - shift.
+// Differences and first products are float; the reduction is 16 lanes of doubles by i % 16, then
+// in order. Where a value is -inf its weight must be 0.
 struct WeightedMomentsArgs {
   const float* values;
   const float* weights;

@@ -18,14 +18,14 @@ void Ladder::build(std::span<const float> values, std::span<const float> weights
   values_ = values;
   weights_ = weights;
   sorted_rung_ = kRungs;
-  rungs_.resize(values.size());
+  rung_of_.resize(values.size());
   const float per_unit = std::min(scale * kRungsPerUnit, std::numeric_limits<float>::max());
-  rungs_of(values, max, per_unit, kRungs, rungs_.data());
-  counts_.assign(kRungs, 0);
-  mass_.assign(kRungs, 0.0);
+  rungs_of(values, max, per_unit, kRungs, rung_of_.data());
+  rungs_.assign(kRungs, {0.0, 0});
   for (std::size_t i = 0; i < values.size(); ++i) {
-    ++counts_[rungs_[i]];
-    mass_[rungs_[i]] += static_cast<double>(weights[i]);
+    Rung& rung = rungs_[rung_of_[i]];
+    rung.mass += static_cast<double>(weights[i]);
+    ++rung.count;
   }
 }
 
@@ -34,9 +34,9 @@ std::size_t Ladder::rung_of_place(std::size_t place, std::size_t& first, double&
   std::size_t rung = 0;
   first = 0;
   mass = 0.0;
-  while (first + counts_[rung] <= place) {
-    first += counts_[rung];
-    mass += mass_[rung];
+  while (first + rungs_[rung].count <= place) {
+    first += rungs_[rung].count;
+    mass += rungs_[rung].mass;
     ++rung;
   }
   return rung;
@@ -54,8 +54,8 @@ double Ladder::mass_of_first(std::size_t count) {
   std::size_t first = 0;
   double mass = 0.0;
   const std::size_t rung = rung_of_place(count - 1, first, mass);
-  if (mass_[rung] == 0.0) return mass;
-  if (first + counts_[rung] == count) return mass + mass_[rung];
+  if (rungs_[rung].mass == 0.0) return mass;
+  if (first + rungs_[rung].count == count) return mass + rungs_[rung].mass;
   sort_rung(rung);
   for (std::size_t i = 0; first + i < count; ++i) {
     mass += static_cast<double>(weights_[static_cast<std::size_t>(members_[i].id)]);
@@ -71,14 +71,14 @@ std::size_t Ladder::find(double target, Crossing crossing) {
   std::size_t place = 0;
   double mass = 0.0;
   for (std::size_t rung = 0; rung < kRungs; ++rung) {
-    if (mass_[rung] > 0.0) {
+    if (rungs_[rung].mass > 0.0) {
       stop = rung;
       stop_place = place;
       stop_mass = mass;
-      if (crosses(mass + mass_[rung], target, crossing)) break;
+      if (crosses(mass + rungs_[rung].mass, target, crossing)) break;
     }
-    place += counts_[rung];
-    mass += mass_[rung];
+    place += rungs_[rung].count;
+    mass += rungs_[rung].mass;
   }
   sort_rung(stop);
   std::size_t last = 0;
@@ -103,10 +103,10 @@ void Ladder::sort_rung(std::size_t rung) {
     // One vector test per block finds the few blocks that have a member.
     std::uint16_t any = 0;
     for (std::size_t i = begin; i < end; ++i) {
-      any |= static_cast<std::uint16_t>(rungs_[i] == wanted ? 1 : 0);
+      any |= static_cast<std::uint16_t>(rung_of_[i] == wanted ? 1 : 0);
     }
     for (std::size_t i = begin; any != 0 && i < end; ++i) {
-      if (rungs_[i] == wanted) members_.push_back({values_[i], static_cast<std::int32_t>(i)});
+      if (rung_of_[i] == wanted) members_.push_back({values_[i], static_cast<std::int32_t>(i)});
     }
   }
   sort_candidates(members_);

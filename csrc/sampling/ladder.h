@@ -43,10 +43,14 @@ class Ladder {
 
   std::span<const float> values_;
   std::span<const float> weights_;
-  std::vector<std::uint16_t> rungs_;   // of each token
-  std::vector<std::uint32_t> counts_;  // of each rung
-  std::vector<double> mass_;           // of each rung
-  std::vector<Candidate> members_;     // of the sorted rung, in order
+  struct Rung {
+    double mass;
+    std::size_t count;
+  };
+
+  std::vector<std::uint16_t> rung_of_;  // each token
+  std::vector<Rung> rungs_;
+  std::vector<Candidate> members_;  // of the sorted rung, in order
   std::size_t sorted_rung_ = 0;
 };
 

@@ -217,9 +217,16 @@ std::span<const float> Order::logits() {
 
 std::span<const float> Order::weights(float inv_temperature) {
   const std::span<const float> values = logits();
-  candidate_weights_.resize(values.size());
-  softmax_weights(values, reference_, inv_temperature, candidate_weights_.data());
-  if (size() == values.size()) return candidate_weights_;
+  const bool are_all = size() == values.size();
+  if (row_ != nullptr && inv_temperature == inv_temperature_) {
+    weigh_row();
+    if (are_all) return row_weights_;
+    candidate_weights_ = row_weights_;
+  } else {
+    candidate_weights_.resize(values.size());
+    softmax_weights(values, reference_, inv_temperature, candidate_weights_.data());
+    if (are_all) return candidate_weights_;
+  }
   const Candidate first = at(begin_);
   const Candidate last = at(end_ - 1);
   for (std::size_t i = 0; i < values.size(); ++i) {

@@ -20,6 +20,7 @@ F64Array: TypeAlias = NDArray[np.float64]
 I32Array: TypeAlias = NDArray[np.int32]
 I8Array: TypeAlias = NDArray[np.int8]
 U8Array: TypeAlias = NDArray[np.uint8]
+U16Array: TypeAlias = NDArray[np.uint16]
 # float32, float16, or bfloat16 bit patterns as uint16
 DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 TernaryFormat: TypeAlias = Literal["two_bit", "five_trit"]

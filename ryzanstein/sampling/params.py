@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, fields
 from numbers import Real
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from ryzanstein.config import check_integer, check_real
 from ryzanstein.errors import ValidationError
 from ryzanstein.sampling.strategies import DEFAULT_ORDER, EDITS, ORDERS, STRATEGIES
 
-__all__ = ["LogitsProcessor", "SamplingParams"]
+__all__ = ["LogitsProcessor", "SamplingParams", "describe_strategies"]
 
 # (token ids so far int32 [n], logits float32 [V] to change in place) -> None, or logits to take.
 LogitsProcessor: TypeAlias = Callable[
@@ -289,3 +289,24 @@ class SamplingParams:
         """Return `logit_bias` as pairs, by ascending token id."""
         assert isinstance(self.logit_bias, tuple)
         return self.logit_bias
+
+
+def describe_strategies() -> dict[str, dict[str, object]]:
+    """Return, for a listing, every strategy by name and the named orders.
+
+    Example:
+        >>> describe_strategies()["strategies"]["top_k"]["parameters"]
+        {'top_k': 0}
+    """
+    defaults = {field.name: field.default for field in fields(SamplingParams)}
+    strategies: dict[str, object] = {
+        name: {
+            "does": strategy.summary,
+            "parameters": {
+                field: defaults[field] for field in (*strategy.off, *strategy.parameters)
+            },
+            "source": strategy.source,
+        }
+        for name, strategy in STRATEGIES.items()
+    }
+    return {"strategies": strategies, "orders": dict(ORDERS)}

@@ -35,7 +35,7 @@ def edited(text: I32Array, size: int = SIZE, base: float = 0.0, **options: Any) 
             logits = np.full(size + 1, base, np.float32)
             logits[size] = middle  # a token that is in no text
             keep = [(other, -math.inf) for other in range(size) if other != token]
-            native = _core.Sampler(temperature=0.0, logit_bias=keep, **options)  # type: ignore[arg-type]
+            native = _core.Sampler(temperature=0.0, logit_bias=keep, **options)
             if native.sample(logits, text, 0) == size:
                 high = middle
             else:

@@ -74,22 +74,29 @@ inline void softmax_weights(const SoftmaxWeightsArgs& a) noexcept {
 }
 
 inline void weighted_moments(const WeightedMomentsArgs& a) noexcept {
-  constexpr float kLowest = -3.40282347e+38f;  // in place of -inf, which 0 times would be NaN
-  const auto shift = static_cast<double>(a.shift);
+  // In place of -inf, which 0 times would be NaN.
+  const Vec lowest = broadcast(-1e38f);
+  const Vec shift = broadcast(a.shift);
   double sums[3][kSumLanes] = {};
   for (std::size_t i = 0; i < a.n; i += kSumLanes) {
-    const std::size_t count = a.n - i < kSumLanes ? a.n - i : kSumLanes;
-    float values[kSumLanes] = {};
-    float weights[kSumLanes] = {};
-    std::memcpy(values, a.values + i, count * sizeof(float));
-    std::memcpy(weights, a.weights + i, count * sizeof(float));
+    float distances[kSumLanes];
+    float weights[kSumLanes];
+    float products[kSumLanes];
+    for (std::size_t j = 0; j < kSumLanes; j += kLanes) {
+      const std::size_t left = a.n > i + j ? a.n - i - j : 0;
+      const bool is_whole = left >= kLanes;
+      const Vec value = is_whole ? load(a.values + i + j) : load_first(a.values + i + j, left);
+      const Vec weight = is_whole ? load(a.weights + i + j) : load_first(a.weights + i + j, left);
+      const Vec distance = sub(max(value, lowest), shift);
+      store(distances + j, distance);
+      store(weights + j, weight);
+      store(products + j, mul(weight, distance));
+    }
     for (std::size_t j = 0; j < kSumLanes; ++j) {
-      const float value = values[j] > kLowest ? values[j] : kLowest;
-      const double distance = static_cast<double>(value) - shift;
-      const double weight = static_cast<double>(weights[j]);
-      sums[0][j] += weight;
-      sums[1][j] += weight * distance;
-      sums[2][j] += weight * distance * distance;
+      const double product = static_cast<double>(products[j]);
+      sums[0][j] += static_cast<double>(weights[j]);
+      sums[1][j] += product;
+      sums[2][j] += product * static_cast<double>(distances[j]);
     }
   }
   for (std::size_t k = 0; k < 3; ++k) a.sums[k] = sum_lanes(sums[k]);

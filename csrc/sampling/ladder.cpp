@@ -9,7 +9,8 @@ namespace {
 // 64 rungs per unit of log-mass, down to exp(-32); the last one takes everything below.
 constexpr std::size_t kRungs = 2048;
 constexpr float kRungsPerUnit = 64.0f;
-constexpr std::size_t kBlock = Logits::kBlock;
+// Tokens whose rungs are looked at in one vector test.
+constexpr std::size_t kTested = 16;
 
 }  // namespace
 
@@ -98,14 +99,16 @@ void Ladder::sort_rung(std::size_t rung) {
   sorted_rung_ = rung;
   const auto wanted = static_cast<std::uint16_t>(rung);
   members_.clear();
-  for (std::size_t begin = 0; begin < values_.size(); begin += kBlock) {
-    const std::size_t end = std::min(begin + kBlock, values_.size());
-    // One vector test per block finds the few blocks that have a member.
+  for (std::size_t begin = 0; begin < values_.size(); begin += kTested) {
+    const std::size_t end = std::min(begin + kTested, values_.size());
     std::uint16_t any = 0;
-    for (std::size_t i = begin; i < end; ++i) {
-      any |= static_cast<std::uint16_t>(rung_of_[i] == wanted ? 1 : 0);
+    if (end - begin == kTested) {  // a fixed count, which compilers make one vector of
+      for (std::size_t i = 0; i < kTested; ++i) {
+        any |= static_cast<std::uint16_t>(rung_of_[begin + i] == wanted ? 1 : 0);
+      }
     }
-    for (std::size_t i = begin; any != 0 && i < end; ++i) {
+    if (any == 0 && end - begin == kTested) continue;
+    for (std::size_t i = begin; i < end; ++i) {
       if (rung_of_[i] == wanted) members_.push_back({values_[i], static_cast<std::int32_t>(i)});
     }
   }

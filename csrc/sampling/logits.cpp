@@ -93,8 +93,10 @@ void Logits::top(std::size_t count, std::vector<Candidate>& out) const {
 }
 
 void sort_candidates(std::vector<Candidate>& candidates) {
-  if (std::is_sorted(candidates.begin(), candidates.end(), precedes)) return;
-  std::sort(candidates.begin(), candidates.end(), precedes);
+  // A lambda is inlined where a pointer to precedes() is called.
+  const auto order = [](const Candidate& a, const Candidate& b) { return precedes(a, b); };
+  if (std::is_sorted(candidates.begin(), candidates.end(), order)) return;
+  std::sort(candidates.begin(), candidates.end(), order);
 }
 
 double softmax_weights(std::span<const float> values, float reference, float inv_temperature,

@@ -32,11 +32,7 @@ std::size_t Order::count_while(Predicate predicate) {
       std::partition_point(sorted_.begin(), sorted_.end(),
                            [&](const Candidate& candidate) { return predicate(candidate.logit); });
   auto count = static_cast<std::size_t>(stop - sorted_.begin());
-  if (row_ != nullptr && stop == sorted_.end()) {
-    std::uint32_t in_row = 0;
-    for (const float logit : row_->values()) in_row += predicate(logit) ? 1u : 0u;
-    count = in_row;
-  }
+  if (row_ != nullptr && stop == sorted_.end()) count = row_->count(predicate);
   return std::clamp(count, begin_, end_) - begin_;
 }
 

@@ -443,3 +443,17 @@ def test_samplers(capsys: pytest.CaptureFixture[str]) -> None:
         "min_keep": 1,
     }
     assert listing["orders"]["llama.cpp"][-1] == "temperature"
+
+
+def test_any_sampling_parameter_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", "-n", "3", "-t", "0", "def f("]
+    assert main([*arguments, "--set", 'bad_words=["a", "b"]', "--set", "order=llama.cpp"]) == 0
+    capsys.readouterr()
+    for setting, wanted in (
+        ("min_keep=0", "min_keep must be an integer >= 1"),
+        ("xtc_probability=x", "xtc_probability must be a number"),
+        ("top_q=1", "--set top_q=1: expected FIELD=VALUE"),
+        ("top_k", "--set top_k: expected FIELD=VALUE"),
+    ):
+        assert main([*arguments, "--set", setting]) == 2
+        assert wanted in capsys.readouterr().err

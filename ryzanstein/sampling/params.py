@@ -84,7 +84,7 @@ def _logit_bias(value: object) -> tuple[tuple[int, float], ...]:
         raise ValidationError(f"logit_bias must map token ids to numbers, got {value!r}")
     biases: dict[int, float] = {}
     for pair in pairs:
-        if not isinstance(pair, tuple) or len(pair) != 2:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValidationError(f"logit_bias must map token ids to numbers, got {pair!r}")
         token, bias = pair
         # -inf bans a token.

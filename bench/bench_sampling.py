@@ -3,7 +3,8 @@
     python -m pytest bench/bench_sampling.py
 
 `flat` has tens of thousands of likely tokens, which no trained model has: it is the worst case.
-Each case asserts that the draws are those of a sampler made anew.
+Each case asserts that the draws are those of a sampler made anew, and, where times are taken, that
+99 of 100 draws take less than 0.5 ms.
 """
 
 from __future__ import annotations
@@ -14,20 +15,51 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ryzanstein._core import Sampler, log_probs
+from ryzanstein import SamplingParams
+from ryzanstein._core import log_probs
+from ryzanstein.sampling.sampler import make_sampler
+from ryzanstein.sampling.words import Words
 
 if TYPE_CHECKING:
     from ryzanstein._core import F32Array
 
 _VOCAB = 128256
-_CHAINS: dict[str, dict[str, float]] = {
+_TARGET_US = 500.0
+_LLAMA_CPP: dict[str, Any] = {
+    "order": "llama.cpp",
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+}
+_PENALTIES = {"repetition_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": 0.1}
+_CHAINS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.8},
     "top-k": {"temperature": 0.8, "top_k": 40, "top_p": 0.95},
     "top-p": {"temperature": 0.8, "top_p": 0.9},
     "min-p": {"min_p": 0.05},
     "top-p min-p": {"top_p": 0.95, "min_p": 0.05},
-    "everything": {"top_k": 50, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1},
+    "everything of hf": {"top_k": 50, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1},
+    "llama.cpp": _LLAMA_CPP,
+    "llama.cpp without top-k": _LLAMA_CPP | {"top_k": 0},
+    "everything of llama.cpp": _LLAMA_CPP
+    | _PENALTIES
+    | {"dry_multiplier": 0.8, "top_n_sigma": 3.0, "typical_p": 0.98, "xtc_probability": 0.5},
+    "penalties": {"temperature": 0.0} | _PENALTIES,
+    "dry": {"temperature": 0.0, "dry_multiplier": 0.8},
+    "biases and bans": {
+        "temperature": 0.0,
+        "logit_bias": dict.fromkeys(range(300), 1.0),
+        "min_tokens": 10_000,
+    },
+    "typical": {"typical_p": 0.9},
+    "top-n-sigma": {"top_n_sigma": 1.0},
+    "top-n-sigma 3": {"top_n_sigma": 3.0},
+    "xtc": {"min_p": 0.02, "xtc_probability": 0.5},
+    "dynamic temperature": {"dynatemp_range": 0.5},
+    "dynamic temperature, top-p": {"dynatemp_range": 0.5, "top_p": 0.9},
+    "mirostat": {"mirostat": 2},
 }
 _ROWS = ("narrow", "zipf", "flat")
 
@@ -45,10 +77,13 @@ def _logits(kind: str) -> F32Array:
 @pytest.mark.parametrize("kind", _ROWS)
 @pytest.mark.parametrize("chain", _CHAINS)
 def test_sample(benchmark: Any, chain: str, kind: str) -> None:
-    options = _CHAINS[chain]
+    params = SamplingParams(**_CHAINS[chain])
+    words = Words(breakers=tuple(range(0, _VOCAB, 100)))
     logits = _logits(kind)
-    history = np.random.default_rng(1).integers(0, _VOCAB, 2000).astype(np.int32)
-    sampler = Sampler(seed=1, **options)  # type: ignore[arg-type]
+    # Half of it new, half repeated, as DRY is made for.
+    half = np.random.default_rng(1).integers(0, _VOCAB, 1000).astype(np.int32)
+    history = np.tile(half, 2)
+    sampler = make_sampler(params, seed=1, prompt_length=500, words=words)
     positions = count()
     drawn: list[int] = []
 
@@ -56,11 +91,12 @@ def test_sample(benchmark: Any, chain: str, kind: str) -> None:
         drawn.append(sampler.sample(logits, history, next(positions)))
 
     benchmark.pedantic(draw, rounds=300, warmup_rounds=20)
-    again = Sampler(seed=1, **options)  # type: ignore[arg-type]
+    again = make_sampler(params, seed=1, prompt_length=500, words=words)
     assert drawn == [again.sample(logits, history, position) for position in range(len(drawn))]
     if benchmark.enabled:
-        times = benchmark.stats.stats.data
-        benchmark.extra_info["p99_us"] = float(np.percentile(times, 99)) * 1e6
+        p99 = float(np.percentile(benchmark.stats.stats.data, 99)) * 1e6
+        benchmark.extra_info["p99_us"] = p99
+        assert p99 < _TARGET_US
 
 
 @pytest.mark.parametrize("kind", _ROWS)

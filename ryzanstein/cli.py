@@ -22,10 +22,11 @@ from ryzanstein.cpu import peak_resident_bytes
 from ryzanstein.errors import RyzansteinError, ValidationError
 from ryzanstein.llm import LLM
 from ryzanstein.loaders.weight_cache import default_weight_cache
+from ryzanstein.sampling.params import SamplingParams, describe_strategies
 from ryzanstein.tuning import Measured, remembered_kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ryzanstein.engine.result import Completion
 
@@ -89,6 +90,14 @@ _TopP = Annotated[float | None, typer.Option(help="Keep the most likely tokens u
 _MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")]
 _Penalty = Annotated[float | None, typer.Option(help="Above 1, repeats become less likely.")]
 _Stop = Annotated[list[str] | None, typer.Option(help="End at this text; may be repeated.")]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any other sampling parameter (see ryzanstein samplers); may be repeated.",
+    ),
+]
 _Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -123,6 +132,7 @@ def generate(
     min_p: _MinP = None,
     repetition_penalty: _Penalty = None,
     stop: _Stop = None,
+    settings: _Set = None,
     seed: _Seed = None,
     threads: _Threads = None,
     context_length: _Context = None,
@@ -144,6 +154,7 @@ def generate(
     Examples:
       ryzanstein generate "def fibonacci(n):"
       ryzanstein generate --stats -n 100 -t 0.8 --seed 1 "import os"
+      ryzanstein generate --set order=llama.cpp --set xtc_probability=0.5 "import os"
       ryzanstein generate -m microsoft/bitnet-b1.58-2B-4T "The capital of France is"
       cat module.py | ryzanstein generate --json
     """
@@ -161,7 +172,7 @@ def generate(
     with _load(
         model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache
     ) as llm:
-        params = dataclasses.replace(llm.defaults.params, **_given(chosen))
+        params = _sampling(llm, chosen, settings)
         if as_json:
             completion = llm.generate(text, params)
             typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
@@ -181,6 +192,7 @@ def chat(
     top_p: _TopP = None,
     min_p: _MinP = None,
     repetition_penalty: _Penalty = None,
+    settings: _Set = None,
     seed: _Seed = None,
     threads: _Threads = None,
     context_length: _Context = None,
@@ -211,7 +223,7 @@ def chat(
     with _load(
         model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache
     ) as llm:
-        params = dataclasses.replace(llm.defaults.params, **_given(chosen))
+        params = _sampling(llm, chosen, settings)
         ChatLoop(llm, params, system).run()
 
 
@@ -240,6 +252,18 @@ def doctor(as_json: _Json = False) -> None:
         | {"weight_cache": None if cache is None else cache.report()},
         as_json,
     )
+
+
+@app.command()
+def samplers(as_json: _Json = False) -> None:
+    """List the sampling strategies, with their parameters and defaults, and the orders they run in.
+
+    \b
+    Examples:
+      ryzanstein samplers
+      ryzanstein samplers --json
+    """
+    _print_report(describe_strategies(), as_json)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -296,6 +320,26 @@ def _load(
 
 def _given(options: Mapping[str, object]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _sampling(
+    llm: LLM, chosen: Mapping[str, object], settings: Sequence[str] | None
+) -> SamplingParams:
+    """Return the model's defaults with what the options say; `--set` values are JSON or text."""
+    fields = _given(chosen)
+    known = {field.name for field in dataclasses.fields(SamplingParams)}
+    for setting in settings or ():
+        name, equals, value = setting.partition("=")
+        if not equals or name not in known:
+            raise ValidationError(
+                f"--set {setting}: expected FIELD=VALUE, FIELD one of those that "
+                "ryzanstein samplers lists"
+            )
+        try:
+            fields[name] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name] = value
+    return dataclasses.replace(llm.defaults.params, **fields)
 
 
 def _read_prompt(argument: str | None) -> str:

@@ -35,6 +35,7 @@ from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.models import load_model, read_config
 from ryzanstein.sampling import SamplingParams
 from ryzanstein.sampling.presets import read_defaults
+from ryzanstein.sampling.words import find_words
 from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -346,6 +347,7 @@ class LLM:
             params,
             max_tokens=params.max_tokens or min(self.defaults.max_tokens, room),
             eos_token_ids=self.tokenizer.eos_token_ids,
+            words=find_words(params, self.tokenizer),
         )
         return Request(sequence, params, self.tokenizer)
 
@@ -378,6 +380,8 @@ class LLM:
             check_integer("logprobs", params.logprobs, 0, vocab_size)
         for token_id in params.stop_token_ids:
             check_integer("stop_token_ids", token_id, 0, vocab_size - 1)
+        for token_id, _ in params.biases:
+            check_integer("logit_bias", token_id, 0, vocab_size - 1)
 
 
 def _is_batch(prompts: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import tokenizers
@@ -133,6 +134,12 @@ class Tokenizer:
         """
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    @functools.cached_property
+    def token_texts(self) -> tuple[str, ...]:
+        """Return the text of each token by itself."""
+        ids = [[token_id] for token_id in range(self.vocab_size)]
+        return tuple(self._backend.decode_batch(ids, skip_special_tokens=False))
 
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is left out of decoded text."""

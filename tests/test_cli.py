@@ -204,7 +204,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == shown
-    commands = ("generate", "chat", "info", "pull", "convert", "bench", "doctor")
+    commands = ("generate", "chat", "info", "pull", "convert", "samplers", "bench", "doctor")
     for text in ("Exit codes:", "130", "RYZANSTEIN_ISA", *commands):
         assert text in shown
     for command in commands:
@@ -389,3 +389,32 @@ def test_output_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     arguments = ("generate", "é", "-n", "50", "--temperature", "3", "--seed", "1")
     result = run_python(str(script), *arguments, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
+
+
+def test_samplers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samplers"]) == 0
+    text = capsys.readouterr().out
+    for name in ("top n sigma:", "typical p:", "mirostat:", "llama.cpp:"):
+        assert name in text
+    assert main(["samplers", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert listing["strategies"]["xtc"]["parameters"] == {
+        "xtc_probability": 0.0,
+        "xtc_threshold": 0.1,
+        "min_keep": 1,
+    }
+    assert listing["orders"]["llama.cpp"][-1] == "temperature"
+
+
+def test_any_sampling_parameter_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", "-n", "3", "-t", "0", "def f("]
+    assert main([*arguments, "--set", 'bad_words=["a", "b"]', "--set", "order=llama.cpp"]) == 0
+    capsys.readouterr()
+    for setting, wanted in (
+        ("min_keep=0", "min_keep must be an integer >= 1"),
+        ("xtc_probability=x", "xtc_probability must be a number"),
+        ("top_q=1", "--set top_q=1: expected FIELD=VALUE"),
+        ("top_k", "--set top_k: expected FIELD=VALUE"),
+    ):
+        assert main([*arguments, "--set", setting]) == 2
+        assert wanted in capsys.readouterr().err

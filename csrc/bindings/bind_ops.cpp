@@ -406,10 +406,51 @@ py::tuple screen_slack(const ScreenMatrix& coded, const Floats& x) {
   return py::make_tuple(high, both);
 }
 
+bool block_max(const std::string& isa, const Floats& values, Floats out) {
+  const auto blocks = static_cast<std::size_t>(out.size());
+  expect_size(values, blocks * BlockMaxArgs::kBlock, "values");
+  bool has_nan = false;
+  table(isa).block_max({values.data(), blocks, out.mutable_data(), &has_nan});
+  return has_nan;
+}
+
+double softmax_weights(const std::string& isa, const Floats& values, float reference,
+                       float inv_temperature, Floats out) {
+  const auto n = static_cast<std::size_t>(values.size());
+  expect_size(out, n, "out");
+  double total = 0.0;
+  table(isa).softmax_weights(
+      {values.data(), n, reference, inv_temperature, out.mutable_data(), &total});
+  return total;
+}
+
+py::tuple weighted_moments(const std::string& isa, const Floats& values, const Floats& weights,
+                           float shift) {
+  const auto n = static_cast<std::size_t>(values.size());
+  expect_size(weights, n, "weights");
+  double sums[3];
+  table(isa).weighted_moments({values.data(), weights.data(), n, shift, sums});
+  return py::make_tuple(sums[0], sums[1], sums[2]);
+}
+
+void rungs(const std::string& isa, const Floats& values, float top, float per_unit,
+           std::size_t count, Array<std::uint16_t> out) {
+  const auto n = static_cast<std::size_t>(values.size());
+  expect_size(out, n, "out");
+  table(isa).rungs({values.data(), n, top, per_unit, count, out.mutable_data()});
+}
+
 }  // namespace
 
 void bind_ops(py::module_& m) {
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  m.def("block_max", &block_max, py::arg("isa"), array("values"), array("out"));
+  m.def("softmax_weights", &softmax_weights, py::arg("isa"), array("values"), py::arg("reference"),
+        py::arg("inv_temperature"), array("out"));
+  m.def("weighted_moments", &weighted_moments, py::arg("isa"), array("values"), array("weights"),
+        py::arg("shift"));
+  m.def("rungs", &rungs, py::arg("isa"), array("values"), py::arg("top"), py::arg("per_unit"),
+        py::arg("count"), array("out"));
   m.def("rms_norm", &rms_norm, py::arg("isa"), array("x"), array("gain"), py::arg("eps"),
         array("out"), py::arg("residual").noconvert() = py::none());
   m.def("quantize", &quantize, py::arg("isa"), array("x"), array("q"),

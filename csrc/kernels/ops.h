@@ -401,6 +401,51 @@ struct MultiplyAddProbeArgs {
   std::int32_t* out;
 };
 
+// Ops on a row of logits. All tiers give the same bits.
+
+// max[b] = the largest of block b of the values; has_nan: whether any value is NaN, which leaves
+// max undefined.
+struct BlockMaxArgs {
+  static constexpr std::size_t kBlock = 64;
+  const float* values;  // [blocks, kBlock]
+  std::size_t blocks;
+  float* max;  // [blocks]
+  bool* has_nan;
+};
+
+// weights[i] = exp(min(values[i] - reference, 0) * inv_temperature) with a relative error below
+// 3e-7, rounded to a multiple of 2^-34 and 0 where a value is -inf; total is their sum, exact for
+// n <= 2^19. weights may be values.
+struct SoftmaxWeightsArgs {
+  const float* values;  // no NaN, no +inf
+  std::size_t n;
+  float reference;
+  float inv_temperature;
+  float* weights;
+  double* total;
+};
+
+// sums[k] = sum of weights[i] * d^k for k = 0, 1, 2 with d = max(values[i], -1e38) - shift.
+// Differences and first products are float; the reduction is 16 lanes of doubles by i % 16, then
+// in order. Where a value is -inf its weight must be 0.
+struct WeightedMomentsArgs {
+  const float* values;
+  const float* weights;
+  std::size_t n;
+  float shift;
+  double* sums;  // [3]
+};
+
+// rungs[i] = floor(clamp((top - values[i]) * per_unit, 0, count - 1)).
+struct RungsArgs {
+  const float* values;  // no NaN, no +inf
+  std::size_t n;
+  float top;
+  float per_unit;  // more than 0
+  std::size_t count;
+  std::uint16_t* rungs;
+};
+
 // Every op of a tier once: X(name, Args). The ternary linear, of which a tier has several, is in
 // dispatch.h.
 #define RYZ_OPS(X)                         \
@@ -424,7 +469,11 @@ struct MultiplyAddProbeArgs {
   X(add_bias, AddBiasArgs)                 \
   X(dense_linear, DenseLinearArgs)         \
   X(screen_linear, ScreenLinearArgs)       \
-  X(screen_rest, ScreenRestArgs)
+  X(screen_rest, ScreenRestArgs)           \
+  X(block_max, BlockMaxArgs)               \
+  X(softmax_weights, SoftmaxWeightsArgs)   \
+  X(weighted_moments, WeightedMomentsArgs) \
+  X(rungs, RungsArgs)
 
 struct KernelTable {
 #define RYZ_TABLE_ENTRY(name, Args) void (*name)(const Args&) noexcept;

@@ -1,88 +1,23 @@
 #include "sampling/logits.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <functional>
-#include <iterator>
 #include <limits>
 #include <string>
 
 #include "base/error.h"
+#include "cpu/features.h"
+#include "kernels/dispatch.h"
 
 namespace ryz {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The loops below run over this many independent lanes with a fixed trip count, which compilers
-// turn into SSE2 (or any other) vectors without being allowed to reorder float arithmetic.
-constexpr std::size_t kLanes = 16;
-
-using NanFlags = std::int32_t[kLanes];
-
-// The maximum of a whole block; comparisons with NaN are false, hence the separate flags.
-float block_max(const float* values, NanFlags& nan) {
-  float lanes[kLanes];
-  for (std::size_t j = 0; j < kLanes; ++j) lanes[j] = values[j];
-  for (std::size_t j = 0; j < kLanes; ++j) nan[j] |= values[j] != values[j];
-  for (std::size_t i = kLanes; i < Logits::kBlock; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) {
-      const float value = values[i + j];
-      lanes[j] = value > lanes[j] ? value : lanes[j];
-      nan[j] |= value != value;
-    }
-  }
-  for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (std::size_t j = 0; j < half; ++j) {
-      lanes[j] = lanes[j + half] > lanes[j] ? lanes[j + half] : lanes[j];
-    }
-  }
-  return lanes[0];
-}
-
-// exp for x <= 0 (NaN excluded), 0 below -87, by exp(x) = 2^n * exp(r), |r| <= ln(2)/2, with a
-// minimax polynomial of degree 6 (3e-9 relative). Only IEEE operations in a fixed order: the same
-// bits on every machine. Without a branch, because a clamp would keep GCC from vectorising: what is
-// below -87 computes garbage, -inf even a NaN, which the mask then clears.
-inline float exp_nonpositive(float x) {
-  constexpr float kLog2E = 1.44269504f;
-  constexpr float kLn2High = 0.693145752f;  // 15 significant bits: n * kLn2High is exact
-  constexpr float kLn2Low = 1.42860677e-6f;
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the pattern.
-  constexpr float kRound = 12582912.0f;
-  constexpr auto kRoundBits = std::bit_cast<std::uint32_t>(kRound);
-  const float shifted = x * kLog2E + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * kLn2High) - n * kLn2Low;
-  float p = 1.38145987e-3f;
-  p = p * r + 8.36871658e-3f;
-  p = p * r + 4.16683890e-2f;
-  p = p * r + 0.166665211f;
-  p = p * r + 0.49999994f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) - kRoundBits) << 23;
-  const std::uint32_t mask = x >= -87.0f ? ~std::uint32_t{0} : std::uint32_t{0};
-  return std::bit_cast<float>((std::bit_cast<std::uint32_t>(p) + exponent) & mask);
-}
-
-// To a multiple of 2^-34: no sum from 2^-11 up has finer bits. Costs one bit of the larger weights.
-inline float round_to_grid(float weight) {
-  constexpr float kFloor = 0x1p-11f;
-  return (weight + kFloor) - kFloor;
-}
-
-// Exact whatever the order, as softmax_weights() promises; the lanes are for speed.
-double sum_exactly(std::span<const float> weights) {
-  constexpr std::size_t kSums = 4;
-  double sums[kSums] = {};
-  std::size_t i = 0;
-  for (; i + kSums <= weights.size(); i += kSums) {
-    for (std::size_t j = 0; j < kSums; ++j) sums[j] += static_cast<double>(weights[i + j]);
-  }
-  for (; i < weights.size(); ++i) sums[0] += static_cast<double>(weights[i]);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+// The tier that everything takes by default: all give the same bits.
+const KernelTable& kernels() {
+  static const KernelTable& table = kernel_table(resolve_isa(""));
+  return table;
 }
 
 }  // namespace
@@ -90,19 +25,21 @@ double sum_exactly(std::span<const float> weights) {
 void Logits::scan(std::span<const float> values, const char* where) {
   values_ = values;
   block_max_.resize((values.size() + kBlock - 1) / kBlock);
-  NanFlags nan = {};
   const std::size_t whole = values.size() / kBlock;
-  for (std::size_t b = 0; b < whole; ++b) block_max_[b] = block_max(&values[b * kBlock], nan);
+  bool has_nan = false;
+  kernels().block_max({values.data(), whole, block_max_.data(), &has_nan});
   if (whole < block_max_.size()) {
     float padded[kBlock];
     std::fill_n(padded, kBlock, -kInfinity);
     std::copy_n(&values[whole * kBlock], values.size() - whole * kBlock, padded);
-    block_max_[whole] = block_max(padded, nan);
+    bool is_tail_nan = false;
+    kernels().block_max({padded, 1, &block_max_[whole], &is_tail_nan});
+    has_nan = has_nan || is_tail_nan;
   }
   max_ = -kInfinity;
   for (const float value : block_max_) max_ = std::max(max_, value);
   const std::string prefix = std::string("[") + where + "] ";
-  if (std::any_of(std::begin(nan), std::end(nan), [](std::int32_t flag) { return flag != 0; })) {
+  if (has_nan) {
     const auto bad = std::find_if(values.begin(), values.end(), [](float v) { return v != v; });
     throw DistributionError(prefix + "the logit of token " + std::to_string(bad - values.begin()) +
                             " is NaN");
@@ -155,12 +92,31 @@ void Logits::top(std::size_t count, std::vector<Candidate>& out) const {
   out.resize(count);
 }
 
-double softmax_weights(std::span<const float> values, float max, float inv_temperature,
+void sort_candidates(std::vector<Candidate>& candidates) {
+  // A lambda is inlined where a pointer to precedes() is called.
+  const auto order = [](const Candidate& a, const Candidate& b) { return precedes(a, b); };
+  if (std::is_sorted(candidates.begin(), candidates.end(), order)) return;
+  std::sort(candidates.begin(), candidates.end(), order);
+}
+
+double softmax_weights(std::span<const float> values, float reference, float inv_temperature,
                        float* weights) {
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    weights[i] = round_to_grid(exp_nonpositive((values[i] - max) * inv_temperature));
-  }
-  return sum_exactly({weights, values.size()});
+  double total = 0.0;
+  kernels().softmax_weights(
+      {values.data(), values.size(), reference, inv_temperature, weights, &total});
+  return total;
+}
+
+Moments weighted_moments(std::span<const float> values, std::span<const float> weights,
+                         float shift) {
+  double sums[3];
+  kernels().weighted_moments({values.data(), weights.data(), values.size(), shift, sums});
+  return {sums[0], sums[1], sums[2]};
+}
+
+void rungs_of(std::span<const float> values, float top, float per_unit, std::size_t count,
+              std::uint16_t* rungs) {
+  kernels().rungs({values.data(), values.size(), top, per_unit, count, rungs});
 }
 
 }  // namespace ryz

@@ -5,10 +5,13 @@
 // values then reads 40 blocks, not the row.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "kernels/ops.h"
 
 namespace ryz {
 
@@ -22,9 +25,12 @@ constexpr bool precedes(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
+// Equal logits mostly arrive in order of id: a row of ties, the worst case for sorting, needs none.
+void sort_candidates(std::vector<Candidate>& candidates);
+
 class Logits {
  public:
-  static constexpr std::size_t kBlock = 64;
+  static constexpr std::size_t kBlock = BlockMaxArgs::kBlock;
 
   // Keeps a view of `values`. Throws DistributionError (message prefixed by `where`) when no
   // distribution exists: a NaN, +inf, or every value -inf. Reuses its buffers between calls.
@@ -44,6 +50,20 @@ class Logits {
   // Every candidate with logit >= threshold, by ascending id.
   void gather(float threshold, std::vector<Candidate>& out) const;
 
+  // How many logits satisfy a predicate that holds for all above some value, and for none below.
+  template <typename Predicate>
+  std::size_t count(Predicate predicate) const {
+    std::size_t found = 0;
+    for (std::size_t b = 0; b < block_max_.size(); ++b) {
+      if (!predicate(block_max_[b])) continue;
+      const std::size_t end = std::min((b + 1) * kBlock, values_.size());
+      std::uint32_t in_block = 0;
+      for (std::size_t i = b * kBlock; i < end; ++i) in_block += predicate(values_[i]) ? 1u : 0u;
+      found += in_block;
+    }
+    return found;
+  }
+
   // The `count` first candidates in order of precedes().
   void top(std::size_t count, std::vector<Candidate>& out) const;
 
@@ -54,12 +74,23 @@ class Logits {
   float max_ = 0;
 };
 
-// weights[i] = exp((values[i] - max) * inv_temperature) with a relative error below 3e-7, rounded
-// to a multiple of 2^-34; returns their sum.
+// The row ops of kernels/ops.h, in the tier that is taken by default.
 //
-// The rounding makes every sum of up to 2^19 weights exact in double. Cumulative masses are then
-// the same in any order of summation, so shortcuts through the row cannot change a draw.
-double softmax_weights(std::span<const float> values, float max, float inv_temperature,
+// Weights are rounded so that every sum of up to 2^19 of them is exact in double: cumulative masses
+// are the same in any order of summation, and shortcuts through the row cannot change a draw.
+double softmax_weights(std::span<const float> values, float reference, float inv_temperature,
                        float* weights);
+
+// Sums of weight, of weight * d and of weight * d^2, d = value - shift.
+struct Moments {
+  double total;
+  double first;
+  double second;
+};
+Moments weighted_moments(std::span<const float> values, std::span<const float> weights,
+                         float shift);
+
+void rungs_of(std::span<const float> values, float top, float per_unit, std::size_t count,
+              std::uint16_t* rungs);
 
 }  // namespace ryz

@@ -35,13 +35,34 @@ static_assert(philox4x32({0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344},
                          {0xA4093822, 0x299F31D0}) ==
               PhiloxCounter{0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1});
 
-// Uniform in [0, 1) with 53 random bits.
-constexpr double uniform(std::uint64_t seed, std::uint64_t position) {
-  const PhiloxCounter words =
-      philox4x32({static_cast<std::uint32_t>(position), static_cast<std::uint32_t>(position >> 32)},
-                 {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)});
-  const std::uint64_t bits = (static_cast<std::uint64_t>(words[1]) << 32) | words[0];
-  return static_cast<double>(bits >> 11) * 0x1p-53;
-}
+// What a number is drawn for. Each purpose has numbers of its own, so that switching a filter on
+// leaves the others' draws as they were.
+enum class Draw : std::uint32_t { kToken, kXtc };
+
+// The random numbers of one position.
+class Draws {
+ public:
+  constexpr Draws(std::uint64_t seed, std::uint64_t position) : seed_(seed), position_(position) {}
+
+  // Uniform in [0, 1) with 53 random bits.
+  constexpr double uniform(Draw purpose) const {
+    const PhiloxCounter words =
+        philox4x32({low(position_), high(position_), static_cast<std::uint32_t>(purpose), 0},
+                   {low(seed_), high(seed_)});
+    const std::uint64_t bits = (static_cast<std::uint64_t>(words[1]) << 32) | words[0];
+    return static_cast<double>(bits >> 11) * 0x1p-53;
+  }
+
+ private:
+  static constexpr std::uint32_t low(std::uint64_t value) {
+    return static_cast<std::uint32_t>(value);
+  }
+  static constexpr std::uint32_t high(std::uint64_t value) {
+    return static_cast<std::uint32_t>(value >> 32);
+  }
+
+  std::uint64_t seed_;
+  std::uint64_t position_;
+};
 
 }  // namespace ryz

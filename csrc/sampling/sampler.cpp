@@ -4,32 +4,20 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <string>
-#include <vector>
+#include <utility>
 
 #include "base/error.h"
 #include "sampling/logits.h"
-#include "sampling/mass.h"
+#include "sampling/order.h"
 #include "sampling/philox.h"
 
 namespace ryz {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// Up to this many candidates, sorting costs less than a ladder over the row.
-constexpr std::size_t kSortAll = 2048;
-// Candidates tried before the ladder: a trained model rarely puts a draw beyond them.
-constexpr std::size_t kHead = 512;
-
 struct Scratch {
-  std::vector<float> penalised;
-  std::vector<std::uint64_t> seen;
-  std::vector<float> weights;
-  std::vector<Candidate> candidates;
+  std::vector<float> edited;
   Logits logits;
-  SortedMass sorted;
-  LadderMass ladder;
+  Order order;
 };
 
 void require(bool condition, const char* name, double value, const char* range) {
@@ -38,144 +26,154 @@ void require(bool condition, const char* name, double value, const char* range) 
                         ", expected " + range);
 }
 
-void check_history(std::span<const std::int32_t> history, std::size_t vocab) {
-  for (std::size_t i = 0; i < history.size(); ++i) {
-    if (history[i] >= 0 && static_cast<std::size_t>(history[i]) < vocab) continue;
-    throw ValidationError("[sample] history[" + std::to_string(i) + "] is " +
-                          std::to_string(history[i]) + ", outside the vocabulary of " +
+// False for NaN.
+bool in_range(double value, double low, double high) { return value >= low && value <= high; }
+
+constexpr double kMax = std::numeric_limits<float>::max();
+
+void check_filters(const FilterParams& p) {
+  const auto wide = [](auto value) { return static_cast<double>(value); };
+  const char* finite = "0 or more, and finite";
+  require(in_range(wide(p.temperature), 0.0, kMax), "temperature", wide(p.temperature), finite);
+  require(in_range(wide(p.dynatemp_range), 0.0, kMax), "dynatemp_range", wide(p.dynatemp_range),
+          finite);
+  require(in_range(wide(p.dynatemp_exponent), 0.0, kMax), "dynatemp_exponent",
+          wide(p.dynatemp_exponent), finite);
+  require(in_range(p.top_n_sigma, 0.0, kMax), "top_n_sigma", p.top_n_sigma, finite);
+  require(p.top_k >= 0, "top_k", wide(p.top_k), "0 (off) or more");
+  require(p.typical_p > 0.0 && p.typical_p <= 1.0, "typical_p", p.typical_p, "in (0, 1]");
+  require(p.top_p > 0.0 && p.top_p <= 1.0, "top_p", p.top_p, "in (0, 1]");
+  require(in_range(p.min_p, 0.0, 1.0), "min_p", p.min_p, "in [0, 1]");
+  require(in_range(p.xtc_probability, 0.0, 1.0), "xtc_probability", p.xtc_probability, "in [0, 1]");
+  require(p.xtc_threshold > 0.0 && p.xtc_threshold <= 1.0, "xtc_threshold", p.xtc_threshold,
+          "in (0, 1]");
+  require(p.min_keep >= 1, "min_keep", wide(p.min_keep), "1 or more");
+}
+
+void check_edits(const SamplerParams& p) {
+  const auto wide = [](auto value) { return static_cast<double>(value); };
+  const double repetition = wide(p.penalties.repetition);
+  require(repetition > 0.0 && repetition <= kMax, "repetition_penalty", repetition,
+          "more than 0, and finite");
+  for (const auto& [name, penalty] : {std::pair{"frequency_penalty", p.penalties.frequency},
+                                      std::pair{"presence_penalty", p.penalties.presence}}) {
+    require(in_range(wide(penalty), -kMax, kMax), name, wide(penalty), "a finite number");
+  }
+  require(p.penalty_last_n >= -1, "penalty_last_n", wide(p.penalty_last_n), "-1 (all) or more");
+  require(in_range(wide(p.dry.multiplier), 0.0, kMax), "dry_multiplier", wide(p.dry.multiplier),
+          "0 or more, and finite");
+  require(in_range(wide(p.dry.base), 1.0, kMax), "dry_base", wide(p.dry.base),
+          "1 or more, and finite");
+  require(p.dry.allowed_length >= 1, "dry_allowed_length", wide(p.dry.allowed_length), "1 or more");
+  require(p.dry_last_n >= -1, "dry_penalty_last_n", wide(p.dry_last_n), "-1 (all) or more");
+  require(p.min_tokens >= 0, "min_tokens", wide(p.min_tokens), "0 or more");
+  require(p.prompt_length >= 0, "prompt_length", wide(p.prompt_length), "0 or more");
+  for (const auto& [token, bias] : p.logit_bias) {
+    require(bias <= std::numeric_limits<float>::max(), "logit_bias", wide(bias),
+            "a finite number or -inf");
+  }
+  for (const auto& word : p.bad_words) {
+    require(!word.empty(), "the length of a bad word", 0, "1 token or more");
+  }
+}
+
+void check_tokens(std::span<const std::int32_t> tokens, std::size_t vocab, const char* name) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && static_cast<std::size_t>(tokens[i]) < vocab) continue;
+    throw ValidationError(std::string("[sample] ") + name + "[" + std::to_string(i) + "] is " +
+                          std::to_string(tokens[i]) + ", outside the vocabulary of " +
                           std::to_string(vocab));
   }
 }
 
-// Divides positive and multiplies negative logits of seen tokens, once per distinct token.
-std::span<const float> penalise(std::span<const float> logits,
-                                std::span<const std::int32_t> history, float penalty,
-                                Scratch& scratch) {
-  scratch.penalised.assign(logits.begin(), logits.end());
-  scratch.seen.assign(logits.size() / 64 + 1, 0);
-  for (const std::int32_t token : history) {
-    const auto id = static_cast<std::size_t>(token);
-    const std::uint64_t bit = std::uint64_t{1} << (id % 64);
-    if ((scratch.seen[id / 64] & bit) != 0) continue;
-    scratch.seen[id / 64] |= bit;
-    float& logit = scratch.penalised[id];
-    logit = logit > 0.0f ? logit / penalty : logit * penalty;
-  }
-  return scratch.penalised;
-}
-
-// One draw under the filters, from candidates whose mass is known.
-class Draw {
- public:
-  Draw(const SamplerParams& params, float max, double uniform)
-      : top_p_(params.top_p), uniform_(uniform) {
-    softmax_ = {max, std::min(1.0f / params.temperature, std::numeric_limits<float>::max())};
-    // min-p keeps p >= min_p * p_max, that is logit >= max + T * ln(min_p): no softmax needed.
-    if (params.min_p > 0.0) {
-      const double floor = static_cast<double>(max) +
-                           static_cast<double>(params.temperature) * std::log(params.min_p);
-      floor_ = static_cast<float>(floor);
-      if (static_cast<double>(floor_) < floor) floor_ = std::nextafter(floor_, kInfinity);
-    }
-  }
-
-  Softmax softmax() const { return softmax_; }
-  float floor() const { return floor_; }
-  bool cuts_mass() const { return top_p_ < 1.0; }
-  bool cuts_logits() const { return floor_ > -kInfinity; }
-
-  // Whether from() needs no more of an order of mass `total` than its first `head`. Without top-p,
-  // min-p must be off: it would ask for the mass down to its own cut.
-  bool is_decided_by(double head, double total) const {
-    return cuts_mass() ? top_p_ * total <= head : uniform_ * total < head;
-  }
-
-  // `mass` is what the filters before top-p left.
-  template <typename Order>
-  std::int32_t from(Order& order, double mass) const {
-    if (cuts_mass()) mass = order.find(top_p_ * mass, Crossing::kReach).mass;
-    if (cuts_logits()) mass = std::min(mass, order.mass_from(floor_));
-    // Below the mass even when the product rounds up to it.
-    const double target = std::min(uniform_ * mass, std::nextafter(mass, 0.0));
-    return order.find(target, Crossing::kExceed).id;
-  }
-
- private:
-  Softmax softmax_{};
-  float floor_ = -kInfinity;
-  double top_p_;
-  double uniform_;
-};
-
-std::int32_t draw_from_candidates(const Draw& draw, Scratch& scratch) {
-  scratch.sorted.build(scratch.candidates, draw.softmax());
-  return draw.from(scratch.sorted, scratch.sorted.total());
-}
-
-// Without top-k the candidates may be the whole vocabulary. Each step gives the same token as the
-// last one would, at a lower price when the distribution is as narrow as a trained model's mostly
-// is.
-std::int32_t draw_from_row(const Draw& draw, Scratch& scratch) {
-  const Logits& row = scratch.logits;
-  const bool is_min_p_alone = draw.cuts_logits() && !draw.cuts_mass();
-  if (is_min_p_alone) {
-    row.gather(draw.floor(), scratch.candidates);
-    if (scratch.candidates.size() <= kSortAll) return draw_from_candidates(draw, scratch);
-  }
-  const Softmax softmax = draw.softmax();
-  scratch.weights.resize(row.values().size());
-  const double total =
-      softmax_weights(row.values(), softmax.max, softmax.inv_temperature, scratch.weights.data());
-  if (!is_min_p_alone) {
-    row.gather(row.threshold_for(kHead), scratch.candidates);
-    if (scratch.candidates.size() <= kSortAll) {
-      scratch.sorted.build(scratch.candidates, softmax);
-      if (draw.is_decided_by(scratch.sorted.total(), total)) {
-        return draw.from(scratch.sorted, total);
-      }
-    }
-  }
-  scratch.ladder.build(row, scratch.weights, softmax);
-  return draw.from(scratch.ladder, total);
+std::span<const std::int32_t> last(std::span<const std::int32_t> tokens, std::int64_t count) {
+  if (count < 0) return tokens;
+  return tokens.last(std::min(tokens.size(), static_cast<std::size_t>(count)));
 }
 
 }  // namespace
 
-Sampler::Sampler(const SamplerParams& params) : params_(params) {
-  const auto in_range = [](double value, double low, double high) {
-    return value >= low && value <= high;  // false for NaN
-  };
-  constexpr double kMax = std::numeric_limits<float>::max();
-  const double temperature = static_cast<double>(params.temperature);
-  const double penalty = static_cast<double>(params.repetition_penalty);
-  require(in_range(temperature, 0.0, kMax), "temperature", temperature, "0 or more, and finite");
-  require(params.top_k >= 0, "top_k", static_cast<double>(params.top_k), "0 (off) or more");
-  require(params.top_p > 0.0 && params.top_p <= 1.0, "top_p", params.top_p, "in (0, 1]");
-  require(in_range(params.min_p, 0.0, 1.0), "min_p", params.min_p, "in [0, 1]");
-  require(penalty > 0.0 && penalty <= kMax, "repetition_penalty", penalty,
-          "more than 0, and finite");
+Sampler::Sampler(SamplerParams params)
+    : params_(std::move(params)),
+      mu_(params_.mirostat.mu.value_or(2.0 * params_.mirostat.tau)),
+      drawn_mu_(mu_) {
+  check_filters(params_.filters);
+  check_edits(params_);
+  const Mirostat& mirostat = params_.mirostat;
+  require(in_range(mirostat.tau, 0.0, kMax), "mirostat_tau", mirostat.tau, "0 or more, and finite");
+  require(in_range(mirostat.eta, 0.0, kMax), "mirostat_eta", mirostat.eta, "0 or more, and finite");
+  require(std::isfinite(mu_), "mirostat_mu", mu_, "a finite number");
+  std::sort(params_.dry.breakers.begin(), params_.dry.breakers.end());
+  const std::vector<std::string>& order = params_.order;
+  for (auto name = order.begin(); name != order.end(); ++name) {
+    if (std::find(order.begin(), name, *name) != name) {
+      throw ValidationError("[sampler] order has '" + *name + "' twice");
+    }
+    const Filter& filter = find_filter(*name);
+    if (filter.is_active(params_.filters)) chain_.push_back(&filter);
+  }
 }
 
 std::int32_t Sampler::sample(std::span<const float> logits, std::span<const std::int32_t> history,
-                             std::int64_t position) const {
+                             std::int64_t position) {
   if (logits.empty()) throw ValidationError("[sample] logits are empty");
   if (position < 0) {
     throw ValidationError("[sample] position is " + std::to_string(position) + ", expected >= 0");
   }
-  check_history(history, logits.size());
+  check_tokens(history, logits.size(), "history");
   thread_local Scratch scratch;
-  if (params_.repetition_penalty != 1.0f) {
-    logits = penalise(logits, history, params_.repetition_penalty, scratch);
+  if (edits_logits()) {
+    scratch.edited.assign(logits.begin(), logits.end());
+    edit_logits(history, scratch.edited);
+    logits = scratch.edited;
   }
   scratch.logits.scan(logits, "sample");
-  if (params_.temperature == 0.0f) return scratch.logits.argmax();
+  if (params_.filters.temperature == 0.0f) return scratch.logits.argmax();
 
-  const Draw draw(params_, scratch.logits.max(),
-                  uniform(params_.seed, static_cast<std::uint64_t>(position)));
-  const auto top_k = static_cast<std::uint64_t>(params_.top_k);
-  if (top_k == 0 || top_k >= logits.size()) return draw_from_row(draw, scratch);
-  scratch.logits.top(static_cast<std::size_t>(top_k), scratch.candidates);
-  return draw_from_candidates(draw, scratch);
+  const Draws draws(params_.seed, static_cast<std::uint64_t>(position));
+  scratch.order.start(scratch.logits);
+  for (const Filter* filter : chain_) filter->apply(params_.filters, draws, scratch.order);
+  if (!params_.mirostat.is_on) return scratch.order.draw(draws.uniform(Draw::kToken)).id;
+  if (position != drawn_position_) drawn_mu_ = mu_;
+  drawn_position_ = position;
+  mu_ = drawn_mu_;
+  return draw_mirostat(scratch.order, draws, params_.mirostat.tau, params_.mirostat.eta, mu_);
+}
+
+Sampler Sampler::fork(std::uint64_t seed) const {
+  Sampler copy = *this;
+  copy.params_.seed = seed;
+  return copy;
+}
+
+bool Sampler::edits_logits() const {
+  return params_.penalties.is_active() || params_.dry.is_active() || !params_.logit_bias.empty() ||
+         !params_.bad_words.empty() || params_.min_tokens > 0;
+}
+
+void Sampler::edit_logits(std::span<const std::int32_t> history, std::span<float> logits) const {
+  const std::size_t vocab = logits.size();
+  for (const auto& [token, bias] : params_.logit_bias) {
+    check_tokens({&token, 1}, vocab, "logit_bias");
+    logits[static_cast<std::size_t>(token)] += bias;
+  }
+  const auto prompt_length = static_cast<std::size_t>(params_.prompt_length);
+  const auto generated = history.subspan(std::min(prompt_length, history.size()));
+  for (const auto& word : params_.bad_words) check_tokens(word, vocab, "bad_words");
+  ban_words(params_.bad_words, generated, logits);
+  if (generated.size() < static_cast<std::size_t>(params_.min_tokens)) {
+    check_tokens(params_.stop_ids, vocab, "stop_ids");
+    for (const std::int32_t token : params_.stop_ids) {
+      logits[static_cast<std::size_t>(token)] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  if (params_.penalties.is_active()) {
+    const auto seen = last(history, params_.penalty_last_n);
+    penalise(params_.penalties, seen, params_.penalty_last_n < 0 ? generated : seen, logits);
+  }
+  if (params_.dry.is_active()) {
+    penalise_repeats(params_.dry, last(history, params_.dry_last_n), logits);
+  }
 }
 
 }  // namespace ryz

@@ -7,6 +7,7 @@ Arrays must be C-contiguous and of the exact dtype named here: nothing is conver
 bfloat16 arrays travel as their bit patterns in ``uint16``.
 """
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ F64Array: TypeAlias = NDArray[np.float64]
 I32Array: TypeAlias = NDArray[np.int32]
 I8Array: TypeAlias = NDArray[np.int8]
 U8Array: TypeAlias = NDArray[np.uint8]
+U16Array: TypeAlias = NDArray[np.uint16]
 # float32, float16, or bfloat16 bit patterns as uint16
 DenseArray: TypeAlias = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 TernaryFormat: TypeAlias = Literal["two_bit", "five_trit"]
@@ -472,24 +474,64 @@ class Decoder:
         """
 
 class Sampler:
-    """The sampling chain: penalties, temperature, top-k, top-p, min-p, then one draw.
+    """The sampling chain: biases and penalties, filters in the given order, then one draw.
 
-    Temperature 0 is greedy (ties go to the lowest id). The draw is a pure function of
-    (seed, position, logits): a counter-based generator, so batching cannot change it.
+    What each parameter does is in docs/sampling.md; the names are those of SamplingParams, but for:
+    `order` names filters only, `dry_breakers` and `bad_words` are token ids, `stop_ids` may not be
+    drawn before min_tokens, and `prompt_length` says how much of a history was not generated.
+
+    Temperature 0 is greedy (ties go to the lowest id). The draw is a pure function of (seed,
+    position, logits, history), and under Mirostat of `mu`: a counter-based generator, so batching
+    cannot change it.
     """
 
     def __init__(
         self,
         *,
+        order: Sequence[str] = ...,
         temperature: float = 1.0,
+        dynatemp_range: float = 0.0,
+        dynatemp_exponent: float = 1.0,
+        top_n_sigma: float = 0.0,
         top_k: int = 0,
+        typical_p: float = 1.0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        xtc_probability: float = 0.0,
+        xtc_threshold: float = 0.1,
+        min_keep: int = 1,
+        mirostat: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        mirostat_mu: float | None = None,
+        logit_bias: Sequence[tuple[int, float]] = ...,
+        bad_words: Sequence[Sequence[int]] = ...,
+        min_tokens: int = 0,
+        stop_ids: Sequence[int] = ...,
+        prompt_length: int = 0,
         repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        penalty_last_n: int = -1,
+        dry_multiplier: float = 0.0,
+        dry_base: float = 1.75,
+        dry_allowed_length: int = 2,
+        dry_penalty_last_n: int = -1,
+        dry_breakers: Sequence[int] = ...,
         seed: int = 0,
     ) -> None: ...
     def sample(self, logits: F32Array, history: I32Array, position: int) -> int:
-        """Return a token id for float32 [V] logits; `history` is prompt and answer so far."""
+        """Return a token id for float32 [V] logits; `history` is prompt and answer so far.
+
+        Once more at the position of the last call, it starts from the same `mu`.
+        """
+
+    def fork(self, seed: int) -> Sampler:
+        """Return a sampler that goes on as this one, drawing other numbers."""
+
+    @property
+    def mu(self) -> float:
+        """Under Mirostat, the greatest surprise of the next token, in bits."""
 
 def log_probs(logits: F32Array, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
     """Return the token's log-probability, and the `top` highest (id, log-probability) pairs."""

@@ -14,6 +14,7 @@ from ryzanstein._core import (
     PagedCache,
     TernaryMatrix,
     TernaryRows,
+    U16Array,
 )
 
 def rms_norm(
@@ -201,3 +202,21 @@ def screen_rest(isa: str, coded: ScreenMatrix, x: F32Array, rows: I32Array, out:
 
 def screen_slack(coded: ScreenMatrix, x: F32Array) -> tuple[F32Array, F32Array]:
     """Return how far logits by the high plane and by both are off at most, [T, N] each."""
+
+def block_max(isa: str, values: F32Array, out: F32Array) -> bool:
+    """Write the largest of each 64 values, [blocks * 64]; return whether any is NaN."""
+
+def softmax_weights(
+    isa: str, values: F32Array, reference: float, inv_temperature: float, out: F32Array
+) -> float:
+    """Write exp(min(values - reference, 0) * inv_temperature) in steps of 2^-34; return the sum."""
+
+def weighted_moments(
+    isa: str, values: F32Array, weights: F32Array, shift: float
+) -> tuple[float, float, float]:
+    """Return the sums of weights * (values - shift)^k for k = 0, 1, 2."""
+
+def rungs(
+    isa: str, values: F32Array, top: float, per_unit: float, count: int, out: U16Array
+) -> None:
+    """Write floor((top - values) * per_unit), within [0, count - 1]."""

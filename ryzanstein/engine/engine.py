@@ -10,7 +10,7 @@ from ryzanstein import _core
 from ryzanstein.engine.batch import Chunk, run_step
 from ryzanstein.engine.block_manager import BlockManager
 from ryzanstein.engine.scheduler import Scheduler
-from ryzanstein.errors import ContextLengthError, DistributionError
+from ryzanstein.errors import ContextLengthError, DistributionError, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,8 @@ class Engine:
     def step(self) -> None:
         """Advance every running sequence; finished ones leave and free their pages.
 
-        A sequence with no token to draw (NaN logits) ends with `error` set; its neighbours go on.
+        A sequence with no token to draw (NaN logits, a logits processor that fails) ends with
+        `error` set; its neighbours go on.
         If the step itself fails or is interrupted, every sequence is as it was before.
         """
         self.scheduler.retire()
@@ -114,5 +115,5 @@ class Engine:
     def _extend(sequence: Sequence, logits: F32Array) -> None:
         try:
             sequence.extend(logits)
-        except DistributionError as error:
+        except (DistributionError, ValidationError) as error:
             sequence.error = error

@@ -32,6 +32,7 @@ class Request:
             tokenizer, sequence.buffer[: sequence.num_prompt_tokens].tolist()
         )
         self._stops = StopMatcher(params.stop_strings)
+        self._min_tokens = params.min_tokens
         self._num_seen = 0
         self._num_yielded = 0
         self._texts: list[str] = []
@@ -58,6 +59,7 @@ class Request:
 
         Raises:
             DistributionError: the sequence ended because no token could be drawn.
+            ValidationError: it ended because its logits processor failed.
         """
         if self.sequence.error is not None:
             raise self.sequence.error
@@ -89,6 +91,8 @@ class Request:
         return self._settle(self._detokenizer.push(token))
 
     def _settle(self, text: str) -> str:
+        if self._num_seen < self._min_tokens:
+            return text
         settled = self._stops.feed(text)
         if self._stops.matched:
             self.sequence.end_after(self._num_seen, "stop")

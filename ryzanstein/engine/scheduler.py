@@ -125,7 +125,7 @@ class Scheduler:
             block_ids=sequence.table.block_ids,
             num_logit_rows=int(start + n == sequence.num_tokens),
             screening=sequence.screening,
-            seen=sequence.buffer[: sequence.num_tokens] if sequence.screening.seen else None,
+            seen=sequence.known,
             copies=reservation.copies,
         )
 

@@ -11,7 +11,10 @@ import numpy as np
 
 from ryzanstein import _core
 from ryzanstein.engine.result import TokenLogprob
+from ryzanstein.errors import RyzansteinError, ValidationError
+from ryzanstein.sampling.sampler import make_sampler
 from ryzanstein.sampling.screening import EVERY_LOGIT, Screening, screening
+from ryzanstein.sampling.words import NO_WORDS, Words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.engine.block_manager import BlockTable
     from ryzanstein.engine.result import FinishReason
-    from ryzanstein.errors import DistributionError
     from ryzanstein.sampling import SamplingParams
+    from ryzanstein.sampling.params import LogitsProcessor
 
 __all__ = ["Sequence"]
 
@@ -43,6 +46,7 @@ class Sequence:
         num_logprobs: top log-probabilities to keep per token; None keeps nothing.
         seed: what the sampler was seeded with.
         screening: which logits the sampler can come to see.
+        logits_processor: changes them first.
         ended: set when the sequence was ended from outside.
         error: set when no token could be drawn.
     """
@@ -54,12 +58,13 @@ class Sequence:
     num_logprobs: int | None
     seed: int
     screening: Screening = EVERY_LOGIT
+    logits_processor: LogitsProcessor | None = None
     num_tokens: int = field(init=False)
     num_computed: int = 0
     table: BlockTable | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     ended: FinishReason | None = None
-    error: DistributionError | None = None
+    error: RyzansteinError | None = None
     admitted_at: float | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +78,7 @@ class Sequence:
         *,
         max_tokens: int,
         eos_token_ids: Iterable[int] = (),
+        words: Words = NO_WORDS,
     ) -> Sequence:
         """Return a waiting sequence.
 
@@ -81,26 +87,28 @@ class Sequence:
             params: how to sample and stop; its stop strings are the caller's business.
             max_tokens: tokens to generate at most.
             eos_token_ids: the model's own end tokens.
+            words: those of `params` in the model's tokens.
         """
         buffer = np.empty(len(prompt_ids) + max_tokens, np.int32)
         buffer[: len(prompt_ids)] = prompt_ids
         seed = secrets.randbits(64) if params.seed is None else params.seed
         own = () if params.ignore_eos else eos_token_ids
+        stop_ids = frozenset((*own, *params.stop_token_ids))
         return cls(
             buffer=buffer,
             num_prompt_tokens=len(prompt_ids),
-            sampler=_core.Sampler(
-                temperature=params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                repetition_penalty=params.repetition_penalty,
+            sampler=make_sampler(
+                params,
                 seed=seed,
+                prompt_length=len(prompt_ids),
+                stop_ids=stop_ids,
+                words=words,
             ),
-            stop_ids=frozenset((*own, *params.stop_token_ids)),
+            stop_ids=stop_ids,
             num_logprobs=params.logprobs,
             seed=seed,
-            screening=screening(params),
+            screening=screening(params, stop_ids=stop_ids, words=words),
+            logits_processor=params.logits_processor,
         )
 
     @property
@@ -133,6 +141,14 @@ class Sequence:
         """Return the tokens generated so far, int32 [n]."""
         return self.buffer[self.num_prompt_tokens : self.num_tokens]
 
+    @property
+    def known(self) -> I32Array | None:
+        """Return the tokens whose logits will be looked at besides the highest, int32 [n]."""
+        known = np.array(self.screening.known, np.int32)
+        if self.screening.seen:
+            return np.concatenate((self.buffer[: self.num_tokens], known))
+        return known if len(known) else None
+
     def mark_admitted(self) -> None:
         """Note when the scheduler first gave this sequence pages."""
         if self.admitted_at is None:
@@ -143,9 +159,10 @@ class Sequence:
 
         Raises:
             DistributionError: no token can be drawn.
+            ValidationError: the logits processor failed.
         """
         position = self.num_tokens
-        token = self.sampler.sample(logits, self.buffer[:position], position)
+        token = self.sampler.sample(self._processed(logits), self.buffer[:position], position)
         if self.num_logprobs is not None:
             own, top = _core.log_probs(logits, token, self.num_logprobs)
             self.logprobs[position - self.num_prompt_tokens :] = [
@@ -153,6 +170,25 @@ class Sequence:
             ]
         self.buffer[position] = token
         self.num_tokens = position + 1
+
+    def _processed(self, logits: F32Array) -> F32Array:
+        if self.logits_processor is None:
+            return logits
+        tokens = self.buffer[: self.num_tokens].view()
+        tokens.flags.writeable = False
+        changed = logits.copy()
+        try:
+            returned = self.logits_processor(tokens, changed)
+        except Exception as error:
+            raise ValidationError(f"logits_processor failed: {error!r}") from error
+        if returned is None:
+            return changed
+        if not isinstance(returned, np.ndarray) or returned.shape != logits.shape:
+            raise ValidationError(
+                f"logits_processor must return None or an array of shape {logits.shape}, got "
+                f"{getattr(returned, 'shape', returned)!r}"
+            )
+        return np.ascontiguousarray(returned, np.float32)
 
     def end_after(self, num_generated: int, reason: FinishReason) -> None:
         """End here, dropping tokens behind the first `num_generated` generated ones."""

@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import InitVar, dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import InitVar, dataclass, fields
+from numbers import Real
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ryzanstein.config import check_integer, check_real
 from ryzanstein.errors import ValidationError
+from ryzanstein.sampling.strategies import DEFAULT_ORDER, EDITS, ORDERS, STRATEGIES
 
-__all__ = ["SamplingParams"]
+__all__ = ["LogitsProcessor", "SamplingParams", "describe_strategies"]
+
+# (token ids so far int32 [n], logits float32 [V] to change in place) -> None, or logits to take.
+LogitsProcessor: TypeAlias = Callable[
+    [NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32] | None
+]
 
 _MAX_SEED = 2**64 - 1
+# What each number may be: (minimum, maximum, whether the minimum is left out).
+_REALS = {
+    "temperature": (0.0, math.inf, False),
+    "dynatemp_range": (0.0, math.inf, False),
+    "dynatemp_exponent": (0.0, math.inf, False),
+    "top_n_sigma": (0.0, math.inf, False),
+    "typical_p": (0.0, 1.0, True),
+    "top_p": (0.0, 1.0, True),
+    "min_p": (0.0, 1.0, False),
+    "xtc_probability": (0.0, 1.0, False),
+    "xtc_threshold": (0.0, 1.0, True),
+    "mirostat_tau": (0.0, math.inf, False),
+    "mirostat_eta": (0.0, math.inf, False),
+    "repetition_penalty": (0.0, math.inf, True),
+    "frequency_penalty": (-math.inf, math.inf, False),
+    "presence_penalty": (-math.inf, math.inf, False),
+    "dry_multiplier": (0.0, math.inf, False),
+    "dry_base": (1.0, math.inf, False),
+}
+_MINIMA = {
+    "min_tokens": 0,
+    "min_keep": 1,
+    "penalty_last_n": -1,
+    "dry_allowed_length": 1,
+    "dry_penalty_last_n": -1,
+}
+# Mirostat cuts by itself; greedy decoding takes the first of what filters leave, which XTC and a
+# moving temperature would not.
+_AGAINST_MIROSTAT = ("top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc")
+_AGAINST_GREEDY = ("dynatemp_range", "xtc_probability", "mirostat")
 
 
 def _check_bool(name: str, value: object) -> None:
@@ -18,14 +60,14 @@ def _check_bool(name: str, value: object) -> None:
         raise ValidationError(f"{name} must be True or False, got {value!r}")
 
 
-def _stop_strings(value: object) -> tuple[str, ...]:
+def _strings(name: str, value: object) -> tuple[str, ...]:
     items = (value,) if isinstance(value, str) else value
     if not isinstance(items, Iterable):
-        raise ValidationError(f"stop must be a string or a list of strings, got {value!r}")
+        raise ValidationError(f"{name} must be a string or a list of strings, got {value!r}")
     strings: list[str] = []
     for item in items:
         if not isinstance(item, str) or not item:
-            raise ValidationError(f"stop must hold non-empty strings, got {item!r}")
+            raise ValidationError(f"{name} must hold non-empty strings, got {item!r}")
         strings.append(item)
     return tuple(strings)
 
@@ -36,9 +78,52 @@ def _token_ids(value: object) -> tuple[int, ...]:
     return tuple(check_integer("stop_token_ids", item, 0) for item in value)
 
 
+def _logit_bias(value: object) -> tuple[tuple[int, float], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Iterable):
+        raise ValidationError(f"logit_bias must map token ids to numbers, got {value!r}")
+    biases: dict[int, float] = {}
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValidationError(f"logit_bias must map token ids to numbers, got {pair!r}")
+        token, bias = pair
+        # -inf bans a token.
+        is_number = isinstance(bias, Real) and not isinstance(bias, bool)
+        if not is_number or not float(bias) < math.inf:
+            raise ValidationError(f"logit_bias must hold finite numbers or -inf, got {bias!r}")
+        biases[check_integer("logit_bias", token, 0)] = float(bias)
+    return tuple(sorted(biases.items()))
+
+
+def _order(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        if value not in ORDERS:
+            raise ValidationError(
+                f"order must be one of {', '.join(ORDERS)} or a list of names, got {value!r}"
+            )
+        return ORDERS[value]
+    names = _strings("order", value)
+    for name in names:
+        if name not in ORDERS[DEFAULT_ORDER]:
+            raise ValidationError(
+                f"order must hold names among {', '.join(ORDERS[DEFAULT_ORDER])}, got {name!r}"
+            )
+        if names.count(name) > 1:
+            raise ValidationError(f"order must hold each name once, got {name!r} twice")
+    edits = tuple(name for name in names if name in EDITS)
+    if names[: len(edits)] != tuple(name for name in EDITS if name in names):
+        raise ValidationError(
+            f"order must begin with {' and '.join(EDITS)}, which change single logits, got "
+            f"{', '.join(names)}"
+        )
+    return names
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to sample and when to stop. Names follow vLLM.
+    """How to sample and when to stop. Names follow vLLM, and llama.cpp for what that lacks.
+
+    docs/sampling.md has each formula.
 
     Args:
         max_tokens: tokens to generate at most. None takes the model's default (max_new_tokens of
@@ -50,6 +135,36 @@ class SamplingParams:
         min_p: drop tokens less likely than min_p times the most likely, in [0, 1].
         repetition_penalty: divides positive and multiplies negative logits of every token seen so
             far, prompt included; 1 is off.
+        frequency_penalty: taken off a token's logit for each time it was generated.
+        presence_penalty: taken off the logit of every token generated so far.
+        penalty_last_n: let these three look at so many tokens, prompt included, as llama.cpp does;
+            -1 looks at all, as repetition_penalty, or all that were generated, as the others.
+        logit_bias: token ids with what to add to their logits; -inf bans one.
+        bad_words: texts that are not generated, each alone or after a space.
+        min_tokens: generate so many before a stop string or an end token may end the text.
+        logits_processor: called with the tokens so far, int32 [n], and a copy of their logits,
+            float32 [V], before everything else; changes them in place or returns others.
+        order: in which the strategies below run, as one of "hf" and "llama.cpp", or their names.
+        typical_p: keep the tokens whose surprise is nearest to the entropy, up to this
+            probability; 1 is off.
+        top_n_sigma: keep logits within so many standard deviations of the highest; 0 is off.
+        min_keep: tokens that top_p, min_p, typical_p and XTC leave at least.
+        xtc_probability: how often to drop all tokens that have at least xtc_threshold, but the
+            least likely of them; 0 is off.
+        xtc_threshold: see there; above 0.5 nothing can happen.
+        dynatemp_range: let the temperature vary by so much to both sides, with the entropy; 0 is
+            off.
+        dynatemp_exponent: of the entropy's share of its maximum.
+        dry_multiplier: taken off the logit of a token that would lengthen a repeated passage of
+            dry_allowed_length tokens, times dry_base for each token more; 0 is off.
+        dry_base: see there.
+        dry_allowed_length: see there.
+        dry_penalty_last_n: tokens to search for repeats; -1 is all.
+        dry_sequence_breakers: texts that repeats do not reach across.
+        mirostat: 2 keeps the surprise of the text near mirostat_tau, in place of every other
+            filter; 0 is off.
+        mirostat_tau: in bits.
+        mirostat_eta: how fast it is approached.
         stop: strings that end the text; matched across token borders, left out of the text.
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_eos: go on past the model's own end tokens.
@@ -60,7 +175,8 @@ class SamplingParams:
         max_new_tokens: another name for max_tokens.
 
     Raises:
-        ValidationError: a value outside its range; names the field, the value and the range.
+        ValidationError: a value outside its range, or fields that contradict one another; names
+            the field, the value and the range.
 
     Example:
         >>> SamplingParams(max_tokens=64, temperature=0.8, min_p=0.05, seed=1).top_p
@@ -73,6 +189,29 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_last_n: int = -1
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
+    bad_words: str | Iterable[str] = ()
+    min_tokens: int = 0
+    logits_processor: LogitsProcessor | None = None
+    order: str | Iterable[str] = DEFAULT_ORDER
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    min_keep: int = 1
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: str | Iterable[str] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     stop: str | Iterable[str] = ()
     stop_token_ids: Iterable[int] = ()
     ignore_eos: bool = False
@@ -97,20 +236,77 @@ class SamplingParams:
             normalise("logprobs", check_integer("logprobs", self.logprobs, 0))
         if self.seed is not None:
             normalise("seed", check_integer("seed", self.seed, 0, _MAX_SEED))
-        normalise("temperature", check_real("temperature", self.temperature, 0.0))
+        for field, (minimum, maximum, is_open) in _REALS.items():
+            value = getattr(self, field)
+            normalise(field, check_real(field, value, minimum, maximum, open_minimum=is_open))
+        for field, least in _MINIMA.items():
+            normalise(field, check_integer(field, getattr(self, field), least))
         normalise("top_k", max(0, check_integer("top_k", self.top_k, -1)))
-        normalise("top_p", check_real("top_p", self.top_p, 0.0, 1.0, open_minimum=True))
-        normalise("min_p", check_real("min_p", self.min_p, 0.0, 1.0))
-        normalise(
-            "repetition_penalty",
-            check_real("repetition_penalty", self.repetition_penalty, 0.0, open_minimum=True),
-        )
-        normalise("stop", _stop_strings(self.stop))
+        if self.mirostat not in (0, 2):
+            raise ValidationError(f"mirostat must be 0 or 2, got {self.mirostat!r}")
+        for field in ("stop", "bad_words", "dry_sequence_breakers"):
+            normalise(field, _strings(field, getattr(self, field)))
         normalise("stop_token_ids", _token_ids(self.stop_token_ids))
+        normalise("logit_bias", _logit_bias(self.logit_bias))
+        normalise("order", _order(self.order))
         _check_bool("ignore_eos", self.ignore_eos)
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise ValidationError(
+                f"logits_processor must be callable, got {self.logits_processor!r}"
+            )
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValidationError(
+                f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})"
+            )
+        for name in ORDERS[DEFAULT_ORDER]:
+            for field in STRATEGIES[name].active_fields(self):
+                if name not in self.order:
+                    raise ValidationError(
+                        f"{field} is {getattr(self, field)!r}, but order leaves {name!r} out"
+                    )
+                if self.mirostat and (name in _AGAINST_MIROSTAT or field == "dynatemp_range"):
+                    raise ValidationError(
+                        f"{field} is {getattr(self, field)!r}, but mirostat cuts in its place; "
+                        "give one of them"
+                    )
+        for field in _AGAINST_GREEDY if self.temperature == 0.0 else ():
+            if getattr(self, field):
+                raise ValidationError(
+                    f"{field} is {getattr(self, field)!r}, but temperature 0 draws nothing"
+                )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Return `stop` as a tuple."""
         assert isinstance(self.stop, tuple)
         return self.stop
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Return `logit_bias` as pairs, by ascending token id."""
+        assert isinstance(self.logit_bias, tuple)
+        return self.logit_bias
+
+
+def describe_strategies() -> dict[str, dict[str, object]]:
+    """Return, for a listing, every strategy by name and the named orders.
+
+    Example:
+        >>> describe_strategies()["strategies"]["top_k"]["parameters"]
+        {'top_k': 0}
+    """
+    defaults = {field.name: field.default for field in fields(SamplingParams)}
+    strategies: dict[str, object] = {
+        name: {
+            "does": strategy.summary,
+            "parameters": {
+                field: defaults[field] for field in (*strategy.off, *strategy.parameters)
+            },
+            "source": strategy.source,
+        }
+        for name, strategy in STRATEGIES.items()
+    }
+    return {"strategies": strategies, "orders": dict(ORDERS)}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Defaults", "read_defaults"]
 
 _FALLBACK_MAX_TOKENS = 256
-_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)

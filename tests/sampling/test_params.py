@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ryzanstein import SamplingParams, ValidationError
+from ryzanstein.sampling.strategies import ORDERS, STRATEGIES
 
 
 def test_defaults_change_nothing() -> None:
@@ -55,6 +56,34 @@ def test_defaults_change_nothing() -> None:
         ("seed", 0.5, r"in 0\.\.18446744073709551615, got 0.5"),
         ("logprobs", -1, "an integer >= 0, got -1"),
         ("logprobs", True, "an integer >= 0, got True"),
+        ("frequency_penalty", math.nan, r"a number in \[-inf, inf\), got nan"),
+        ("presence_penalty", "a", r"a number in \[-inf, inf\), got 'a'"),
+        ("penalty_last_n", -2, "an integer >= -1, got -2"),
+        ("typical_p", 0, r"a number in \(0, 1\], got 0"),
+        ("top_n_sigma", -1, r"a number in \[0, inf\), got -1"),
+        ("xtc_probability", 1.1, r"a number in \[0, 1\], got 1.1"),
+        ("xtc_threshold", 0, r"a number in \(0, 1\], got 0"),
+        ("dynatemp_range", -1, r"a number in \[0, inf\), got -1"),
+        ("dynatemp_exponent", -1, r"a number in \[0, inf\), got -1"),
+        ("dry_multiplier", -1, r"a number in \[0, inf\), got -1"),
+        ("dry_base", 0.9, r"a number in \[1, inf\), got 0.9"),
+        ("dry_allowed_length", 0, "an integer >= 1, got 0"),
+        ("dry_penalty_last_n", -2, "an integer >= -1, got -2"),
+        ("dry_sequence_breakers", [""], "non-empty strings, got ''"),
+        ("mirostat", 1, "0 or 2, got 1"),
+        ("mirostat_tau", -1, r"a number in \[0, inf\), got -1"),
+        ("mirostat_eta", math.inf, r"a number in \[0, inf\), got inf"),
+        ("min_tokens", -1, "an integer >= 0, got -1"),
+        ("min_keep", 0, "an integer >= 1, got 0"),
+        ("bad_words", [3], "non-empty strings, got 3"),
+        ("logit_bias", {1: math.inf}, "finite numbers or -inf, got inf"),
+        ("logit_bias", {1: math.nan}, "finite numbers or -inf, got nan"),
+        ("logit_bias", {1: "a"}, "finite numbers or -inf, got 'a'"),
+        ("logit_bias", {-1: 1.0}, "an integer >= 0, got -1"),
+        ("order", "vllm", "one of hf, llama.cpp or a list of names, got 'vllm'"),
+        ("order", ["top_q"], r"names among penalties, .*, xtc, got 'top_q'"),
+        ("order", ["top_k", "top_k"], "each name once, got 'top_k' twice"),
+        ("logits_processor", 3, "callable, got 3"),
     ],
 )
 def test_out_of_range_names_field_value_and_range(field: str, value: Any, wanted: str) -> None:
@@ -115,3 +144,40 @@ def test_frozen_hashable_picklable() -> None:
 )
 def test_the_whole_range_is_accepted(options: dict[str, Any]) -> None:
     SamplingParams(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"min_tokens": 9, "max_tokens": 8}, r"min_tokens \(9\) exceeds max_tokens \(8\)"),
+        ({"order": ["top_k"], "top_p": 0.5}, "top_p is 0.5, but order leaves 'top_p' out"),
+        ({"order": ["top_k"], "dynatemp_range": 0.5}, "dynatemp_range is 0.5, but order leaves"),
+        ({"order": ["top_k", "penalties"]}, "order must begin with penalties and dry"),
+        ({"order": ["dry", "penalties"]}, "order must begin with penalties and dry"),
+        ({"mirostat": 2, "top_k": 4}, "top_k is 4, but mirostat cuts in its place"),
+        ({"mirostat": 2, "dynatemp_range": 0.5}, "dynatemp_range is 0.5, but mirostat"),
+        ({"temperature": 0, "xtc_probability": 0.5}, "xtc_probability is 0.5, but temperature 0"),
+        ({"temperature": 0, "mirostat": 2}, "mirostat is 2, but temperature 0"),
+        ({"temperature": 0, "dynatemp_range": 1}, "dynatemp_range is 1.0, but temperature 0"),
+        ({"logit_bias": [1, 2]}, "logit_bias must map token ids to numbers, got 1"),
+        ({"logit_bias": 3}, "logit_bias must map token ids to numbers, got 3"),
+    ],
+)
+def test_contradictions_name_the_field(options: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ValidationError, match=wanted):
+        SamplingParams(**options)
+
+
+def test_collections_are_normalised() -> None:
+    params = SamplingParams(logit_bias={5: 1, 2: -math.inf}, bad_words="a", order=["top_k"])
+    assert params.logit_bias == params.biases == ((2, -math.inf), (5, 1.0))
+    assert (params.bad_words, params.order) == (("a",), ("top_k",))
+    assert replace(params, seed=1).biases == params.biases
+    assert SamplingParams().order == SamplingParams(order="hf").order == ORDERS["hf"]
+
+
+def test_every_parameter_of_a_strategy_is_a_field_with_its_off_value() -> None:
+    for strategy in STRATEGIES.values():
+        assert strategy.active_fields(SamplingParams()) == []
+        for name in strategy.parameters:
+            assert hasattr(SamplingParams(), name)

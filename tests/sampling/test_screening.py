@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from support import random_tokens, tiny_decoder
 
 from ryzanstein import SamplingParams, _core
 from ryzanstein.engine.batch import Chunk, run_step
+from ryzanstein.sampling.sampler import make_sampler
 from ryzanstein.sampling.screening import EVERY_LOGIT, Screening, screening
 
 if TYPE_CHECKING:
@@ -29,7 +31,16 @@ CHAINS = [
     SamplingParams(top_k=5, repetition_penalty=0.7),
     SamplingParams(min_p=0.3, repetition_penalty=2.0),
     SamplingParams(min_p=0.3, repetition_penalty=0.6),
+    SamplingParams(temperature=0.0, frequency_penalty=2.0, presence_penalty=-1.0),
+    SamplingParams(temperature=0.0, dry_multiplier=3.0, dry_allowed_length=1),
+    SamplingParams(temperature=0.0, logit_bias={3: 9.0, 5: -math.inf}),
+    SamplingParams(top_k=4, typical_p=0.5, xtc_probability=0.5, dynatemp_range=0.0),
+    SamplingParams(order="llama.cpp", min_p=0.2, temperature=2.0),
+    SamplingParams(order="llama.cpp", top_k=9, dynatemp_range=0.5),
+    SamplingParams(min_p=0.6, min_keep=3),
+    SamplingParams(temperature=0.0, min_tokens=900, stop_token_ids=[7]),
 ]
+STOP_IDS = (7, 9)
 
 
 def test_chains_that_see_everything_are_not_screened() -> None:
@@ -39,6 +50,15 @@ def test_chains_that_see_everything_are_not_screened() -> None:
         SamplingParams(top_p=0.9, min_p=0.1),
         SamplingParams(repetition_penalty=1.1),
         SamplingParams(temperature=0.0, logprobs=0),
+        SamplingParams(temperature=0.0, logits_processor=print),
+        SamplingParams(dynatemp_range=0.5, min_p=0.1),
+        SamplingParams(dynatemp_range=0.5, top_k=5),
+        SamplingParams(top_n_sigma=1.0, top_k=5),
+        SamplingParams(typical_p=0.5),
+        SamplingParams(order="llama.cpp", typical_p=0.5, min_p=0.1),
+        SamplingParams(xtc_probability=0.5),
+        SamplingParams(mirostat=2),
+        SamplingParams(temperature=0.5, xtc_probability=0.5, logit_bias={1: 1.0}),
     ):
         assert screening(params) is EVERY_LOGIT
 
@@ -54,7 +74,8 @@ def test_screened_rows_draw_the_same_tokens(isa: str, params: SamplingParams) ->
     history = tokens[:60].repeat(2)
 
     def logits(asked: Screening) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        seen = history if asked.seen else None
+        known = np.array(asked.known, np.int32)
+        seen = np.concatenate((history, known)) if asked.seen else known
         chunk = Chunk(tokens, 0, slots, range(8), len(tokens), asked, seen)
         rows: np.ndarray[tuple[int, int], np.dtype[np.float32]] = run_step(
             model.decoder, cache, [chunk]
@@ -62,18 +83,11 @@ def test_screened_rows_draw_the_same_tokens(isa: str, params: SamplingParams) ->
         return rows
 
     whole = logits(EVERY_LOGIT)
-    screened = logits(screening(params))
+    screened = logits(screening(params, stop_ids=STOP_IDS))
     kept = np.isfinite(screened)
     assert kept.sum() < whole.size
     assert np.array_equal(screened[kept], whole[kept])
-    sampler = _core.Sampler(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        seed=9,
-    )
+    sampler = make_sampler(params, seed=9, stop_ids=STOP_IDS)
     for position, (row, full) in enumerate(zip(screened, whole, strict=True)):
         assert sampler.sample(row, history, position) == sampler.sample(full, history, position)
 

@@ -5,3 +5,4 @@
 #include "kernels/vector/dense_linear.h"
 #include "kernels/vector/kv_write.h"
 #include "kernels/vector/rows.h"
+#include "kernels/vector/sampling.h"

@@ -1,0 +1,245 @@
+#include "sampling/order.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace ryz {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Up to this many candidates, sorting costs less than a ladder over the row.
+constexpr std::size_t kSortAll = 2048;
+// Candidates tried before the ladder: a trained model rarely puts a draw beyond them.
+constexpr std::size_t kHead = 512;
+// Weights are rounded to a grid. A most likely candidate with less than exp(-7) gets a new
+// reference, so that those of all candidates keep 24 bits.
+constexpr float kDeep = 7.0f;
+
+// The lowest logit >= from + offset.
+float floor_from(float from, double offset) {
+  const double exact = static_cast<double>(from) + offset;
+  const auto floor = static_cast<float>(exact);
+  return static_cast<double>(floor) < exact ? std::nextafter(floor, kInfinity) : floor;
+}
+
+}  // namespace
+
+template <typename Predicate>
+std::size_t Order::count_while(Predicate predicate) {
+  const auto stop =
+      std::partition_point(sorted_.begin(), sorted_.end(),
+                           [&](const Candidate& candidate) { return predicate(candidate.logit); });
+  auto count = static_cast<std::size_t>(stop - sorted_.begin());
+  if (row_ != nullptr && stop == sorted_.end()) count = row_->count(predicate);
+  return std::clamp(count, begin_, end_) - begin_;
+}
+
+void Order::start(const Logits& row) {
+  row_ = &row;
+  begin_ = 0;
+  end_ = row.values().size();
+  row_max_ = reference_ = row.max();
+  temperature_ = inv_temperature_ = 1.0f;
+  sorted_.clear();
+  is_head_sorted_ = false;
+  forget_masses();
+  if (end_ <= kSortAll) keep_first(end_);
+}
+
+void Order::set_temperature(float temperature) {
+  temperature_ = temperature;
+  inv_temperature_ = std::min(1.0f / temperature, std::numeric_limits<float>::max());
+  reference_ = top_logit();
+  forget_masses();
+}
+
+double Order::mass_of(float logit) const {
+  float weight = logit;
+  softmax_weights({&weight, 1}, reference_, inv_temperature_, &weight);
+  return static_cast<double>(weight);
+}
+
+float Order::floor_of_total(double share) {
+  return floor_from(reference_, static_cast<double>(temperature_) * std::log(share * total()));
+}
+
+float Order::floor_of_top(double share) {
+  return floor_from(top_logit(), static_cast<double>(temperature_) * std::log(share));
+}
+
+std::size_t Order::count_to(double share) {
+  const double before = mass_of_first(begin_);
+  const double target = before + share * (mass_of_first(end_) - before);
+  return std::clamp(find(target, Crossing::kReach), begin_, end_ - 1) - begin_ + 1;
+}
+
+Candidate Order::draw(double uniform) {
+  const double before = mass_of_first(begin_);
+  const double after = mass_of_first(end_);
+  // Below the end even when the product rounds up to it.
+  const double target = std::min(before + uniform * (after - before), std::nextafter(after, 0.0));
+  return at(find(target, Crossing::kExceed));
+}
+
+void Order::keep_first(std::size_t count) {
+  end_ = std::min(end_, begin_ + count);
+  if (row_ == nullptr) return;
+  if (end_ > sorted_.size()) {
+    if (end_ > kSortAll) return;
+    row_->top(end_, sorted_);
+    sort_candidates(sorted_);
+    sorted_mass_.clear();
+  }
+  row_ = nullptr;
+}
+
+void Order::drop_first(std::size_t count) {
+  begin_ += count;
+  if ((reference_ - top_logit()) * inv_temperature_ <= kDeep) return;
+  reference_ = top_logit();
+  forget_masses();
+}
+
+void Order::keep_nearest(float centre, double share, std::size_t min_keep) {
+  const std::span<const float> values = logits();
+  const std::span<const float> masses = weights(inv_temperature_);
+  distances_.resize(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    distances_[i] = masses[i] > 0.0f ? -std::fabs(values[i] - centre) : -kInfinity;
+  }
+  nearest_.build(distances_, masses, 0.0f, inv_temperature_);
+  const std::size_t last =
+      std::max(nearest_.find(share * total(), Crossing::kReach), std::min(min_keep, size()) - 1);
+  const float reach = -nearest_.at(last).logit;
+  const std::size_t end = count_while([=](float logit) { return logit - centre >= -reach; });
+  const std::size_t begin = count_while([=](float logit) { return logit - centre > reach; });
+  keep_first(end);
+  drop_first(begin);
+}
+
+double Order::entropy() {
+  const std::span<const float> values = logits();
+  const Moments moments = weighted_moments(values, weights(inv_temperature_), reference_);
+  return std::log(moments.total) -
+         static_cast<double>(inv_temperature_) * moments.first / moments.total;
+}
+
+float Order::typical_logit() {
+  // -ln p = entropy, p = exp((logit - reference) / temperature) / total
+  return static_cast<float>(static_cast<double>(reference_) +
+                            static_cast<double>(temperature_) * (std::log(total()) - entropy()));
+}
+
+Spread Order::spread() {
+  // At an infinite temperature every finite logit weighs the same.
+  const std::span<const float> values = logits();
+  const Moments moments = weighted_moments(values, weights(0.0f), reference_);
+  const double offset = moments.first / moments.total;
+  const double variance = moments.second / moments.total - offset * offset;
+  return {static_cast<double>(reference_) + offset, std::sqrt(std::max(variance, 0.0))};
+}
+
+Candidate Order::at(std::size_t place) {
+  if (place >= sorted_.size()) sort_head();
+  return place < sorted_.size() ? sorted_[place] : ladder().at(place);
+}
+
+double Order::mass_of_first(std::size_t count) {
+  if (row_ == nullptr || count <= sorted_.size()) return sorted_mass()[count];
+  weigh_row();
+  return count == row_weights_.size() ? row_total_ : ladder().mass_of_first(count);
+}
+
+std::size_t Order::find(double target, Crossing crossing) {
+  sort_head();
+  const std::vector<double>& mass = sorted_mass();
+  const auto crossed = std::partition_point(mass.begin() + 1, mass.end(), [&](double reached) {
+    return !crosses(reached, target, crossing);
+  });
+  if (crossed == mass.end() && row_ != nullptr) return ladder().find(target, crossing);
+  return static_cast<std::size_t>(crossed - mass.begin()) - 1;
+}
+
+const std::vector<double>& Order::sorted_mass() {
+  if (!sorted_mass_.empty()) return sorted_mass_;
+  sorted_weights_.resize(sorted_.size());
+  for (std::size_t i = 0; i < sorted_.size(); ++i) sorted_weights_[i] = sorted_[i].logit;
+  softmax_weights(sorted_weights_, reference_, inv_temperature_, sorted_weights_.data());
+  sorted_mass_.assign(1, 0.0);
+  for (const float weight : sorted_weights_) {
+    sorted_mass_.push_back(sorted_mass_.back() + static_cast<double>(weight));
+  }
+  return sorted_mass_;
+}
+
+void Order::forget_masses() {
+  sorted_mass_.clear();
+  is_row_weighed_ = is_ladder_built_ = false;
+}
+
+void Order::sort_head() {
+  if (row_ == nullptr || is_head_sorted_) return;
+  is_head_sorted_ = true;
+  row_->gather(row_->threshold_for(kHead), sorted_);
+  if (sorted_.size() > kSortAll) sorted_.clear();
+  sort_candidates(sorted_);
+  sorted_mass_.clear();
+}
+
+void Order::weigh_row() {
+  if (is_row_weighed_) return;
+  is_row_weighed_ = true;
+  row_weights_.resize(row_->values().size());
+  row_total_ = softmax_weights(row_->values(), reference_, inv_temperature_, row_weights_.data());
+}
+
+Ladder& Order::ladder() {
+  if (!is_ladder_built_) {
+    weigh_row();
+    ladder_.build(row_->values(), row_weights_, row_max_, inv_temperature_);
+    is_ladder_built_ = true;
+  }
+  return ladder_;
+}
+
+std::span<const float> Order::logits() {
+  if (row_ != nullptr) return row_->values();
+  sorted_values_.resize(size());
+  for (std::size_t i = 0; i < size(); ++i) sorted_values_[i] = sorted_[begin_ + i].logit;
+  return sorted_values_;
+}
+
+std::span<const float> Order::weights(float inv_temperature) {
+  const std::span<const float> values = logits();
+  const bool are_all = size() == values.size();
+  if (row_ != nullptr && inv_temperature == inv_temperature_) {
+    weigh_row();
+    if (are_all) return row_weights_;
+    candidate_weights_ = row_weights_;
+  } else {
+    candidate_weights_.resize(values.size());
+    softmax_weights(values, reference_, inv_temperature, candidate_weights_.data());
+    if (are_all) return candidate_weights_;
+  }
+  const Candidate first = at(begin_);
+  const Candidate last = at(end_ - 1);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const auto id = static_cast<std::int32_t>(i);
+    const bool starts = (values[i] < first.logit) | ((values[i] == first.logit) & (id >= first.id));
+    const bool ends = (values[i] > last.logit) | ((values[i] == last.logit) & (id <= last.id));
+    candidate_weights_[i] = starts & ends ? candidate_weights_[i] : 0.0f;
+  }
+  return candidate_weights_;
+}
+
+std::size_t Order::count_from(float floor) {
+  return count_while([floor](float logit) { return logit >= floor; });
+}
+
+std::size_t Order::count_finite() {
+  return count_while([](float logit) { return logit > -kInfinity; });
+}
+
+}  // namespace ryz

@@ -13,13 +13,16 @@ from ryzanstein.errors import OutOfMemoryError, ValidationError
 
 __all__ = [
     "EngineConfig",
+    "Eviction",
     "HeadKind",
     "KVDtype",
+    "Scheduling",
     "WeightKind",
     "cache_directory",
     "check_integer",
     "check_kv_dtype",
     "check_lm_head",
+    "check_policies",
     "check_real",
     "check_weights",
     "plan_engine",
@@ -28,6 +31,8 @@ __all__ = [
 KVDtype: TypeAlias = Literal["f16", "f32", "int8"]
 HeadKind: TypeAlias = Literal["exact", "int8", "int7", "int5", "int4", "dense"]
 WeightKind: TypeAlias = Literal["auto", "bf16", "int8", "int4", "ternary"]
+Eviction: TypeAlias = Literal["lru", "lfu", "fifo", "cost", "arc"]
+Scheduling: TypeAlias = Literal["fcfs", "priority", "prefix"]
 
 _MAX_SEQUENCES = 16
 # A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from
@@ -120,6 +125,22 @@ def check_weights(value: object) -> None:
         raise ValidationError(f"weights must be one of {get_args(WeightKind)}, got {value!r}")
 
 
+def check_policies(prefix_cache: object, eviction: object, scheduling: object) -> None:
+    """Raise unless the values say how an engine caches and schedules.
+
+    Raises:
+        ValidationError: one of them does not.
+    """
+    if not isinstance(prefix_cache, bool):
+        raise ValidationError(f"prefix_cache must be True or False, got {prefix_cache!r}")
+    if eviction not in get_args(Eviction):
+        raise ValidationError(f"eviction must be one of {get_args(Eviction)}, got {eviction!r}")
+    if scheduling not in get_args(Scheduling):
+        raise ValidationError(
+            f"scheduling must be one of {get_args(Scheduling)}, got {scheduling!r}"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """What the scheduler may use.
@@ -130,6 +151,10 @@ class EngineConfig:
         kv_dtype: how keys and values are stored.
         max_sequences: sequences that run at the same time; the rest wait.
         token_budget: tokens in one step; longer prompts are prefilled over several steps.
+        prefix_cache: whether sequences that begin alike share pages, also after their end.
+        eviction: which cached page gives way to a new one.
+        scheduling: which waiting sequence runs next: the first come, the highest priority (waiting
+            counts too), or the one with most of its prompt in the cache (likewise).
     """
 
     context_length: int
@@ -137,11 +162,15 @@ class EngineConfig:
     kv_dtype: KVDtype = "f16"
     max_sequences: int = _MAX_SEQUENCES
     token_budget: int = _TOKEN_BUDGET
+    prefix_cache: bool = True
+    eviction: Eviction = "lru"
+    scheduling: Scheduling = "fcfs"
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_blocks", "max_sequences", "token_budget"):
             check_integer(name, getattr(self, name), 1)
         check_kv_dtype(self.kv_dtype)
+        check_policies(self.prefix_cache, self.eviction, self.scheduling)
         if self.token_budget < self.max_sequences:
             raise ValidationError(
                 f"token_budget ({self.token_budget}) must be at least max_sequences "

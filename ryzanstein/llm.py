@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from contextlib import closing
@@ -15,6 +16,7 @@ from ryzanstein.config import (
     check_integer,
     check_kv_dtype,
     check_lm_head,
+    check_policies,
     check_weights,
     plan_engine,
 )
@@ -45,11 +47,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ryzanstein._core import F32Array, I32Array
-    from ryzanstein.config import HeadKind, KVDtype, WeightKind
+    from ryzanstein.config import EngineConfig, Eviction, HeadKind, KVDtype, Scheduling, WeightKind
     from ryzanstein.engine.result import Completion, Piece
     from ryzanstein.models import LoadedModel, SkipZeros
 
 __all__ = ["LLM", "generate"]
+
+_MOST_PRIORITY = 1 << 20
 
 Prompt: TypeAlias = "str | list[int] | I32Array"
 
@@ -78,6 +82,13 @@ class LLM:
             else as they are stored; "bf16": float32 rounded to bfloat16; "int8" and "int4": floats
             rounded to so many bits in groups of 32 columns; "ternary": ternarised, which is for
             masters of a BitNet model and for weights that are ternary already.
+        prefix_cache: keep pages of keys and values while there is room, so that prompts which begin
+            as an earlier one (or its answer) did are computed from there on; it changes no bit.
+        eviction: which cached page gives way to a new one: "lru" (used longest ago), "lfu" (least
+            often), "fifo" (stored longest ago), "cost" (cheapest to compute again) or "arc"
+            (balances recency and frequency).
+        scheduling: which waiting request runs next: "fcfs" (the first), "priority" (the highest)
+            or "prefix" (the one with most of its prompt in the cache). Waiting counts in them all.
         isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
         weight_cache: keep the packed weights of large models in RYZANSTEIN_CACHE (by default
             ~/.cache/ryzanstein), up to RYZANSTEIN_CACHE_LIMIT gigabytes (16), and map them next
@@ -106,6 +117,9 @@ class LLM:
         kv_dtype: KVDtype = "f16",
         lm_head: HeadKind = "exact",
         weights: WeightKind = "auto",
+        prefix_cache: bool = True,
+        eviction: Eviction = "lru",
+        scheduling: Scheduling = "fcfs",
         isa: str | None = None,
         weight_cache: bool = True,
         skip_zeros: SkipZeros | None = None,
@@ -115,6 +129,7 @@ class LLM:
         check_kv_dtype(kv_dtype)
         check_lm_head(lm_head)
         check_weights(weights)
+        check_policies(prefix_cache, eviction, scheduling)
         files = open_files(resolve_model(model))
         self.path = files.path
         # Everything that can be wrong cheaply comes before the weights.
@@ -142,14 +157,22 @@ class LLM:
             progress=sys.stderr.isatty(),
         )
         self.isa = loaded.decoder.isa
-        self._engine = SharedEngine(self._make_engine(loaded, context_length, kv_dtype))
-
-    def _make_engine(
-        self, loaded: LoadedModel, context_length: int | None, kv_dtype: KVDtype
-    ) -> Engine:
+        plan = self._plan(loaded, context_length, kv_dtype)
+        plan = dataclasses.replace(
+            plan, prefix_cache=prefix_cache, eviction=eviction, scheduling=scheduling
+        )
         config = self.config
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        plan = plan_engine(
+        cache = _core.PagedCache(*shape, plan.num_blocks, plan.kv_dtype)
+        identity = f"{files.open_weights().identity()} {config} {weights} {self.isa}"
+        self._engine = SharedEngine(Engine(loaded.decoder, cache, plan, identity))
+
+    def _plan(
+        self, loaded: LoadedModel, context_length: int | None, kv_dtype: KVDtype
+    ) -> EngineConfig:
+        config = self.config
+        shape = (config.num_layers, config.num_kv_heads, config.head_dim)
+        return plan_engine(
             context_length=context_length,
             trained_length=config.max_position_embeddings,
             block_tokens=_core.PAGE_TOKENS,
@@ -157,8 +180,6 @@ class LLM:
             kv_dtype=kv_dtype,
             free_bytes=max(0, read_host().free_bytes - loaded.mapped_bytes),
         )
-        cache = _core.PagedCache(*shape, plan.num_blocks, plan.kv_dtype)
-        return Engine(loaded.decoder, cache, plan)
 
     @property
     def context_length(self) -> int:
@@ -181,17 +202,30 @@ class LLM:
         self._engine.close()
 
     @overload
-    def generate(self, prompts: Prompt, params: SamplingParams | None = None) -> Completion: ...
+    def generate(
+        self,
+        prompts: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Completion: ...
     @overload
     def generate(
         self,
         prompts: list[str] | list[list[int]] | list[I32Array],
         params: SamplingParams | ABCSequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> list[Completion]: ...
     def generate(
         self,
         prompts: Prompt | list[str] | list[list[int]] | list[I32Array],
         params: SamplingParams | ABCSequence[SamplingParams] | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Completion | list[Completion]:
         """Generate a completion for one prompt, or completions for a list of them, batched.
 
@@ -199,6 +233,9 @@ class LLM:
             prompts: a text, token ids, or a list of either.
             params: for all prompts, or a list with one for each; None takes the model's own
                 defaults (`defaults.params`).
+            priority: higher goes first where `scheduling` is "priority".
+            cache_salt: only requests of the same salt share cached pages, so that the time a prompt
+                takes tells nobody else whether it was seen before.
 
         Raises:
             ValidationError: an empty prompt, or token ids outside the vocabulary.
@@ -210,16 +247,21 @@ class LLM:
             'length'
         """
         if not _is_batch(prompts):
-            return self._generate([prompts], [self._one_params(params)])[0]
+            return self._generate([prompts], [params], priority, cache_salt)[0]
         batch = list(prompts)
         if not isinstance(params, list | tuple):
             params = [self._one_params(params)] * len(batch)
         if len(params) != len(batch):
             raise ValidationError(f"{len(batch)} prompts need as many params, got {len(params)}")
-        return self._generate(batch, [self._one_params(item) for item in params])
+        return self._generate(batch, params, priority, cache_salt)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Generator[Piece, None, None]:
         """Yield pieces of text as they are generated; the last one carries the whole completion.
 
@@ -232,7 +274,7 @@ class LLM:
             >>> for piece in llm.stream("Hello"):
             ...     print(piece.text, end="", flush=True)
         """
-        return self._stream(self._make_request(prompt, self._one_params(params)))
+        return self._stream(self._make_request(prompt, params, priority, cache_salt))
 
     def chat(
         self, messages: ABCSequence[Mapping[str, Any]], params: SamplingParams | None = None
@@ -317,8 +359,13 @@ class LLM:
             result[start:end] = _core.score_rows(logits, ids[start + 1 : end + 1])
         return result
 
-    def _generate(self, prompts: list[Any], params: list[SamplingParams]) -> list[Completion]:
-        requests = [self._make_request(p, s) for p, s in zip(prompts, params, strict=True)]
+    def _generate(
+        self, prompts: list[Any], params: ABCSequence[object], priority: int, cache_salt: str
+    ) -> list[Completion]:
+        requests = [
+            self._make_request(prompt, one, priority, cache_salt)
+            for prompt, one in zip(prompts, params, strict=True)
+        ]
         with closing(self._engine.run(requests)) as pieces:
             results = {index: piece.completion for index, piece in pieces if piece.completion}
         return [results[index] for index in range(len(requests))]
@@ -328,9 +375,13 @@ class LLM:
             for _, piece in pieces:
                 yield piece
 
-    def _make_request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _make_request(
+        self, prompt: Prompt, params: object, priority: int, cache_salt: str
+    ) -> Request:
         ids = self._encode(prompt)
+        params = self._one_params(params)
         self._check_params(params)
+        check_integer("priority", priority, -_MOST_PRIORITY, _MOST_PRIORITY)
         room = self.context_length - len(ids)
         if room < 1:
             raise ContextLengthError(
@@ -348,6 +399,8 @@ class LLM:
             max_tokens=params.max_tokens or min(self.defaults.max_tokens, room),
             eos_token_ids=self.tokenizer.eos_token_ids,
             words=find_words(params, self.tokenizer),
+            priority=priority,
+            cache_salt=cache_salt,
         )
         return Request(sequence, params, self.tokenizer)
 

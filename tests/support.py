@@ -203,6 +203,7 @@ def tiny_engine(
     max_sequences: int = 8,
     context_length: int = 512,
     kv_dtype: KVDtype = "f16",
+    **policies: Any,
 ) -> Engine:
     config = EngineConfig(
         context_length=context_length,
@@ -210,6 +211,7 @@ def tiny_engine(
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
         token_budget=token_budget,
+        **policies,
     )
     return Engine(model.decoder, model.cache(num_blocks, kv_dtype), config)
 

@@ -330,6 +330,36 @@ def test_default_max_tokens(llm: LLM) -> None:
     assert (out.usage.completion_tokens, out.finish_reason) == expected
 
 
+def test_usage_tells_what_was_cached() -> None:
+    prompt = list(range(1, 101))
+    with LLM(threads=1, context_length=256) as llm:
+        cold = llm.generate(prompt, GREEDY)
+        warm = llm.generate(prompt, GREEDY)
+        longer = llm.generate([*prompt, *cold.token_ids, 5, 6], GREEDY)
+        other = llm.generate(prompt, GREEDY, cache_salt="mine")
+        again = list(llm.stream(prompt, GREEDY, cache_salt="mine"))[-1].completion
+    assert (cold.usage.cached_tokens, cold.usage.cache_miss) == (0, "new")
+    assert (warm.usage.cached_tokens, warm.usage.cache_miss) == (96, "short")
+    assert (warm.token_ids, warm.text) == (cold.token_ids, cold.text)
+    assert longer.usage.cached_tokens == (100 + len(cold.token_ids) - 1) // 32 * 32
+    assert (other.usage.cached_tokens, other.usage.cache_miss) == (0, "new")
+    assert again is not None
+    assert again.usage.cached_tokens == 96
+    assert again.token_ids == cold.token_ids
+
+
+def test_the_prefix_cache_can_be_off() -> None:
+    with LLM(threads=1, context_length=256, prefix_cache=False) as llm:
+        for _ in range(2):
+            usage = llm.generate(list(range(1, 101)), GREEDY).usage
+            assert (usage.cached_tokens, usage.cache_miss) == (0, "off")
+
+
+def test_priorities_are_checked(llm: LLM) -> None:
+    with pytest.raises(ValidationError, match="priority must be in"):
+        llm.generate("a", GREEDY, priority=1 << 30)
+
+
 def test_score_needs_two_tokens(llm: LLM) -> None:
     with pytest.raises(ValidationError, match="score needs at least two tokens"):
         llm.score([5])
@@ -354,6 +384,9 @@ def test_logits_that_do_not_fit_in_memory(llm: LLM, monkeypatch: pytest.MonkeyPa
         ({"context_length": 10**9}, r"context_length must be in 1\.\.\d+, got 1000000000"),
         ({"kv_dtype": "int4"}, "kv_dtype must be one of .*, got 'int4'"),
         ({"lm_head": "int8"}, "lm_head must be one of .*, got 'int8'"),
+        ({"prefix_cache": None}, "prefix_cache must be True or False, got None"),
+        ({"eviction": "mru"}, "eviction must be one of .*'lru'.*, got 'mru'"),
+        ({"scheduling": "lifo"}, "scheduling must be one of .*'fcfs'.*, got 'lifo'"),
         ({"isa": "mmx"}, "mmx"),
         ({"skip_zeros": "up"}, "skip_zeros must be None or one of .*'down'.*, got 'up'"),
         ({"model": ""}, "model must be a directory, a GGUF file, a hub id or None"),
@@ -375,7 +408,7 @@ def test_skipping_zeros_is_handed_on_and_changes_no_token(llm: LLM) -> None:
     assert all(layer["steps"] > 0 for layer in counts)
 
 
-@pytest.mark.parametrize("name", ["speculative", "prefix_cache", "n_ctx"])
+@pytest.mark.parametrize("name", ["speculative", "n_ctx"])
 def test_unknown_options(name: str) -> None:
     options: dict[str, Any] = {name: None}
     with pytest.raises(TypeError, match=name):

@@ -26,6 +26,24 @@ py::tuple read(const PagedCache& cache, std::size_t layer, std::size_t block) {
   return py::make_tuple(keys, values);
 }
 
+std::size_t stored_bytes(const PagedCache& cache) { return cache.layers() * cache.block_bytes(); }
+
+Array<std::uint8_t> store_block(const PagedCache& cache, std::size_t block) {
+  Array<std::uint8_t> bytes(static_cast<py::ssize_t>(stored_bytes(cache)));
+  cache.store_block(block, reinterpret_cast<std::byte*>(bytes.mutable_data()));
+  return bytes;
+}
+
+void load_block(PagedCache& cache, std::size_t block, const Array<std::uint8_t>& bytes) {
+  const auto source = view(bytes, "bytes");
+  if (source.size() != stored_bytes(cache)) {
+    throw ValidationError("[load_block] a block of this cache takes " +
+                          std::to_string(stored_bytes(cache)) + " bytes, got " +
+                          std::to_string(source.size()));
+  }
+  cache.load_block(block, reinterpret_cast<const std::byte*>(source.data()));
+}
+
 }  // namespace
 
 void bind_kv(py::module_& m) {
@@ -46,6 +64,8 @@ void bind_kv(py::module_& m) {
       .def_property_readonly("num_blocks", &PagedCache::blocks)
       .def_property_readonly("nbytes", &PagedCache::bytes)
       .def("copy_block", &PagedCache::copy_block, py::arg("source"), py::arg("target"))
+      .def("store_block", &store_block, py::arg("block"))
+      .def("load_block", &load_block, py::arg("block"), py::arg("bytes").noconvert())
       .def("read", &read, py::arg("layer"), py::arg("block"));
 }
 

@@ -45,6 +45,20 @@ void PagedCache::copy_block(std::size_t source, std::size_t target) {
   }
 }
 
+void PagedCache::store_block(std::size_t block, std::byte* bytes) const {
+  check_block("store_block", block);
+  for (std::size_t layer = 0; layer < layers(); ++layer) {
+    std::memcpy(bytes + layer * block_bytes(), page(layer, block, 0), block_bytes());
+  }
+}
+
+void PagedCache::load_block(std::size_t block, const std::byte* bytes) {
+  check_block("load_block", block);
+  for (std::size_t layer = 0; layer < layers(); ++layer) {
+    std::memcpy(page(layer, block, 0), bytes + layer * block_bytes(), block_bytes());
+  }
+}
+
 void PagedCache::read(std::size_t layer, std::size_t block, float* keys, float* values) const {
   check_block("read", block);
   if (layer >= layers()) throw ValidationError("[read] layer is out of range");

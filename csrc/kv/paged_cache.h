@@ -35,6 +35,11 @@ class PagedCache {
   // Throws ValidationError on a block out of range.
   void copy_block(std::size_t source, std::size_t target);
 
+  // One block of every layer, layer after layer, as it is stored: for state files. `bytes` holds
+  // layers() * block_bytes(). Throws ValidationError on a block out of range.
+  void store_block(std::size_t block, std::byte* bytes) const;
+  void load_block(std::size_t block, const std::byte* bytes);
+
   // Keys and values of one block as float [kPageTokens, kv_heads, head_dim].
   void read(std::size_t layer, std::size_t block, float* keys, float* values) const;
 

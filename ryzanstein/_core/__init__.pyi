@@ -364,8 +364,18 @@ class PagedCache:
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block in every layer."""
 
+    def store_block(self, block: int) -> U8Array:
+        """Return one block of every layer as it is stored, uint8 [n], for state files."""
+
+    def load_block(self, block: int, bytes: U8Array) -> None:
+        """Fill one block with what `store_block` returned of a cache of the same shape and dtype.
+
+        Raises:
+            ValidationError: another number of bytes, or a block out of range.
+        """
+
     def read(self, layer: int, block: int) -> tuple[F32Array, F32Array]:
-        """Return keys and values as float32 [P, G, D] (for tests and state files)."""
+        """Return keys and values as float32 [P, G, D] (for tests)."""
 
 def kv_block_bytes(
     num_layers: int, num_kv_heads: int, head_dim: int, dtype: Literal["f16", "f32", "int8"]

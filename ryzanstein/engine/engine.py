@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +11,10 @@ import numpy as np
 from ryzanstein import _core
 from ryzanstein.engine.batch import Chunk, run_step
 from ryzanstein.engine.block_manager import BlockManager
+from ryzanstein.engine.eviction import make_policy
+from ryzanstein.engine.prefix_cache import PageChain, PrefixCache
 from ryzanstein.engine.scheduler import Scheduler
+from ryzanstein.engine.step_times import StepTimes
 from ryzanstein.errors import ContextLengthError, DistributionError, ValidationError
 
 if TYPE_CHECKING:
@@ -27,6 +32,12 @@ _LOGITS_BYTES_PER_STEP = 64 << 20
 class Engine:
     """Sequences, pages and a decoder. One thread at a time.
 
+    Args:
+        decoder: computes.
+        cache: holds the pages.
+        config: the limits.
+        identity: what else determines keys and values: the model, its rope, the tier.
+
     Example:
         >>> engine = Engine(decoder, cache, config)
         >>> engine.add(sequence)
@@ -35,11 +46,22 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: _core.Decoder, cache: _core.PagedCache, config: EngineConfig
+        self,
+        decoder: _core.Decoder,
+        cache: _core.PagedCache,
+        config: EngineConfig,
+        identity: str = "",
     ) -> None:
         self.config = config
-        self.blocks = BlockManager(cache.num_blocks, _core.PAGE_TOKENS)
+        self.prefixes = None
+        if config.prefix_cache:
+            policy = make_policy(config.eviction, cache.num_blocks)
+            self.prefixes = PrefixCache(policy, cache.num_blocks)
+        self.blocks = BlockManager(cache.num_blocks, _core.PAGE_TOKENS, self.prefixes)
         self.scheduler = Scheduler(self.blocks, config)
+        self.step_times = StepTimes(_core.PAGE_TOKENS, config.token_budget)
+        text = f"{identity} {config.kv_dtype} {_core.PAGE_TOKENS}"
+        self.fingerprint = hashlib.sha256(text.encode()).digest()
         self._decoder = decoder
         self._cache = cache
 
@@ -49,6 +71,8 @@ class Engine:
         Raises:
             ContextLengthError: it could never fit, even alone.
         """
+        namespace = self.fingerprint + sequence.cache_salt.encode()
+        sequence.chain = PageChain(sequence.buffer, _core.PAGE_TOKENS, namespace)
         self.scheduler.add(sequence)
 
     def step(self) -> None:
@@ -62,14 +86,23 @@ class Engine:
         if not self.scheduler.has_work:
             return
         try:
+            self.scheduler.prefill_tokens = self.step_times.chunk()
             planned = self.scheduler.schedule()
+            if not planned:
+                return
+            began = time.perf_counter()
             logits = run_step(self._decoder, self._cache, [chunk for _, chunk in planned])
+            num_tokens = sum(len(chunk.token_ids) for _, chunk in planned)
+            self.step_times.record(num_tokens, time.perf_counter() - began)
             row = 0
             for sequence, chunk in planned:
                 if chunk.num_logit_rows:
-                    self._extend(sequence, logits[row])
+                    if not sequence.is_finished:  # cancelled during the step
+                        self._extend(sequence, logits[row])
                     row += 1
                 sequence.num_computed = chunk.start + len(chunk.token_ids)
+                assert sequence.table is not None
+                self.blocks.share(sequence.table, sequence.chain, sequence.num_computed)
         except BaseException:
             self.scheduler.rollback()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from ryzanstein._core import PAGE_TOKENS
 from ryzanstein.engine.result import Completion, Piece, Timings, Usage
 from ryzanstein.engine.stop import StopMatcher
 from ryzanstein.tokenizer import Detokenizer
@@ -110,7 +111,12 @@ class Request:
             token_ids=tuple(sequence.generated.tolist()),
             logprobs=None if sequence.num_logprobs is None else tuple(sequence.logprobs),
             finish_reason=sequence.finish_reason,
-            usage=Usage(sequence.num_prompt_tokens, num_generated),
+            usage=Usage(
+                sequence.num_prompt_tokens,
+                num_generated,
+                len(sequence.prefix.pages) * PAGE_TOKENS,
+                sequence.prefix.reason,
+            ),
             timings=Timings(
                 time_to_first_token_s=first - self._created,
                 prefill_tokens_per_s=sequence.num_prompt_tokens / max(first - admitted, 1e-9),

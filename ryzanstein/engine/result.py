@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["Completion", "FinishReason", "Piece", "Timings", "TokenLogprob", "Usage"]
+__all__ = ["Completion", "FinishReason", "MissReason", "Piece", "Timings", "TokenLogprob", "Usage"]
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+MissReason: TypeAlias = Literal["short", "new", "diverged", "evicted", "off"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,21 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens in and out."""
+    """Tokens in and out.
+
+    Args:
+        prompt_tokens: those of the prompt.
+        completion_tokens: those generated.
+        cached_tokens: those of the prompt whose keys and values were in the prefix cache.
+        cache_miss: why it were not more: "short" (less than a page was left: nothing more could be
+            found), "new" (nothing like the rest was there), "diverged" (the cache goes on otherwise
+            from there), "evicted" (it was there once) or "off".
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    cache_miss: MissReason = "off"
 
     @property
     def total_tokens(self) -> int:
@@ -63,8 +75,8 @@ class Completion:
         text: what was generated, without the stop string that ended it.
         token_ids: every generated token, the one that ended it included.
         logprobs: one entry per token if they were asked for, else None.
-        finish_reason: "stop" (an end token or a stop string) or "length" (max_tokens, or the end of
-            the context).
+        finish_reason: "stop" (an end token or a stop string), "length" (max_tokens, or the end of
+            the context) or "cancelled".
         usage: tokens in and out.
         timings: how long it took.
         prompt_token_ids: the prompt as the model saw it.

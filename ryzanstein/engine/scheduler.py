@@ -2,13 +2,16 @@
 
 There are no phases: a sequence has tokens that are computed and tokens that are pending. Each step
 has one token budget. Sequences with a single pending token (decoding) go first, so a long prompt
-never stalls them; prompts fill the rest, in chunks. Sequences run in order of arrival. When pages
-run out, the latest arrival gives its pages back and is recomputed later.
+never stalls them; prompts fill the rest, in chunks that end with a page. When pages run out, the
+sequence that ranks last gives its pages back and is recomputed later, less what is still cached.
+
+A rank is the step of arrival, less what a policy grants: so many steps per level of priority, or
+per cached page. Whoever comes that much later ranks behind, so nobody starves.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from typing import TYPE_CHECKING
 
 from ryzanstein.engine.batch import Chunk
@@ -17,20 +20,36 @@ from ryzanstein.errors import ContextLengthError
 if TYPE_CHECKING:
     from ryzanstein.config import EngineConfig
     from ryzanstein.engine.block_manager import BlockManager
+    from ryzanstein.engine.prefix_cache import PrefixMatch
     from ryzanstein.engine.sequence import Sequence
 
 __all__ = ["Scheduler"]
 
+_STEPS_PER_PRIORITY = 64
+_STEPS_PER_CACHED_PAGE = 1
+# Waiting sequences that are compared by their cached pages: looking them up takes time.
+_LOOK_AHEAD = 8
+# The share of the pool that admission leaves to the sequences that run already.
+_WATERMARK = 0.01
+
 
 class Scheduler:
-    """First come, first served, over a pool of pages and a token budget."""
+    """Ranks sequences, over a pool of pages and a token budget.
+
+    `prefill_tokens` limits the prompts' share of a step; it may be changed between steps.
+    """
 
     def __init__(self, blocks: BlockManager, config: EngineConfig) -> None:
         self._blocks = blocks
         self._max_sequences = config.max_sequences
         self._token_budget = config.token_budget
         self._capacity = min(config.context_length, blocks.num_blocks * blocks.block_tokens)
-        self.waiting: deque[Sequence] = deque()
+        self._watermark = int(blocks.num_blocks * _WATERMARK)
+        self._policy = config.scheduling
+        self._num_steps = 0
+        self._num_added = 0
+        self.prefill_tokens = config.token_budget
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
     @property
@@ -50,13 +69,17 @@ class Scheduler:
                 f"{sequence.capacity - sequence.num_prompt_tokens} generated ones need a context "
                 f"of {sequence.capacity}, but the context is {self._capacity}"
             )
-        self.waiting.append(sequence)
+        granted = sequence.priority * _STEPS_PER_PRIORITY if self._policy == "priority" else 0
+        self._num_added += 1
+        sequence.arrival = (self._num_steps - granted, self._num_added)
+        self._wait(sequence)
 
     def schedule(self) -> list[tuple[Sequence, Chunk]]:
         """Reserve pages for the next step and return what it computes, decodes first."""
+        self._num_steps += 1
         shares, budget = self._share_budget()
         while sum(self._needed(s, n) for s, n in shares) > self._blocks.num_free:
-            victim = self._preempt_latest()
+            victim = self._preempt_last()
             shares = [share for share in shares if share[0] is not victim]
         shares += self._admit(budget)
         return [(sequence, self._reserve(sequence, n)) for sequence, n in shares]
@@ -69,7 +92,7 @@ class Scheduler:
     def make_room(self, num_blocks: int) -> None:
         """Preempt until so many pages are free, or nothing runs."""
         while self.running and self._blocks.num_free < num_blocks:
-            self._preempt_latest()
+            self._preempt_last()
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its pages."""
@@ -84,17 +107,21 @@ class Scheduler:
         for sequence in self.running:
             if sequence.table is not None and sequence.table.num_tokens > sequence.num_computed:
                 self._blocks.truncate(sequence.table, sequence.num_computed)
+        for sequence in self.waiting:
+            self._free(sequence)
 
     def _share_budget(self) -> tuple[list[tuple[Sequence, int]], int]:
-        budget = self._token_budget
+        """Return what the running sequences compute, and what that leaves for prompts to come."""
+        num_decoding = sum(s.num_pending == 1 for s in self.running)
+        budget = min(self._token_budget, num_decoding + self.prefill_tokens)
         shares: list[tuple[Sequence, int]] = []
-        # An unfinished prompt took what was left of the budget, so nothing was admitted behind it:
-        # it is the last that runs, and decodes (one pending token) come first.
+        # Nothing is admitted behind an unfinished prompt, so it is the last that runs, and decodes
+        # (one pending token) come first.
         for sequence in self.running:
-            n = min(budget, sequence.num_pending)
+            n = self._chunk(sequence, budget)
             if n:
                 shares.append((sequence, n))
-                budget -= n
+            budget = 0 if n < sequence.num_pending else budget - n
         return shares, budget
 
     def _admit(self, budget: int) -> list[tuple[Sequence, int]]:
@@ -102,17 +129,39 @@ class Scheduler:
         # Running prompts were admitted on the promise of pages for all their tokens.
         spare = self._blocks.num_free - sum(self._needed(s, s.num_pending) for s in self.running)
         while self.waiting and budget and len(self.running) < self._max_sequences:
-            sequence = self.waiting[0]
-            spare -= self._blocks.blocks_for(sequence.num_tokens)
-            if spare < 0:
+            sequence, prefix = self._next_waiting()
+            in_use = len(prefix.pages) - prefix.num_unused
+            spare -= self._blocks.blocks_for(sequence.num_tokens) - in_use
+            if spare < (self._watermark if self.running else 0):
                 break
             sequence.table = self._blocks.allocate()
-            sequence.mark_admitted()
-            self.running.append(self.waiting.popleft())
-            n = min(budget, sequence.num_pending)
+            self._blocks.attach(sequence.table, prefix)
+            sequence.num_computed = sequence.table.num_tokens
+            sequence.mark_admitted(prefix)
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            n = self._chunk(sequence, budget)
             shares.append((sequence, n))
-            budget -= n
+            budget = 0 if n < sequence.num_pending else budget - n
         return shares
+
+    def _next_waiting(self) -> tuple[Sequence, PrefixMatch]:
+        if self._policy != "prefix":
+            return self.waiting[0], self._match(self.waiting[0])
+        found = [(s, self._match(s)) for s in self.waiting[:_LOOK_AHEAD]]
+        return min(
+            found, key=lambda pair: pair[0].arrival[0] - len(pair[1].pages) * _STEPS_PER_CACHED_PAGE
+        )
+
+    def _match(self, sequence: Sequence) -> PrefixMatch:
+        return self._blocks.match(sequence.chain, sequence.num_tokens)
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """Return the tokens to compute next: all that are pending, or up to the end of a page."""
+        if sequence.num_pending <= budget:
+            return sequence.num_pending
+        beyond_page = (sequence.num_computed + budget) % self._blocks.block_tokens
+        return budget - beyond_page if beyond_page < budget else budget
 
     def _reserve(self, sequence: Sequence, n: int) -> Chunk:
         assert sequence.table is not None
@@ -133,14 +182,18 @@ class Scheduler:
         assert sequence.table is not None
         return self._blocks.blocks_needed(sequence.table, n)
 
-    def _preempt_latest(self) -> Sequence:
-        victim = self.running.pop()
+    def _preempt_last(self) -> Sequence:
+        victim = max(self.running, key=lambda sequence: sequence.arrival)
+        self.running.remove(victim)
         self._free(victim)
-        victim.num_computed = 0
-        self.waiting.appendleft(victim)
+        self._wait(victim)
         return victim
+
+    def _wait(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
 
     def _free(self, sequence: Sequence) -> None:
         if sequence.table is not None:
             self._blocks.free(sequence.table)
             sequence.table = None
+            sequence.num_computed = 0

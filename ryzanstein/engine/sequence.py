@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ryzanstein import _core
+from ryzanstein.engine.prefix_cache import NO_MATCH
 from ryzanstein.engine.result import TokenLogprob
 from ryzanstein.errors import RyzansteinError, ValidationError
 from ryzanstein.sampling.sampler import make_sampler
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.engine.block_manager import BlockTable
+    from ryzanstein.engine.prefix_cache import PageChain, PrefixMatch
     from ryzanstein.engine.result import FinishReason
     from ryzanstein.sampling import SamplingParams
     from ryzanstein.sampling.params import LogitsProcessor
@@ -49,6 +51,11 @@ class Sequence:
         logits_processor: changes them first.
         ended: set when the sequence was ended from outside.
         error: set when no token could be drawn.
+        priority: higher runs earlier under the priority scheduling.
+        cache_salt: only sequences of the same salt share pages.
+        chain: the full pages, for the prefix cache.
+        arrival: when the scheduler was given the sequence, the least first.
+        prefix: what the prefix cache had when the sequence first ran.
     """
 
     buffer: I32Array
@@ -66,6 +73,11 @@ class Sequence:
     ended: FinishReason | None = None
     error: RyzansteinError | None = None
     admitted_at: float | None = None
+    priority: int = 0
+    cache_salt: str = ""
+    chain: PageChain | None = None
+    arrival: tuple[int, int] = (0, 0)
+    prefix: PrefixMatch = NO_MATCH
 
     def __post_init__(self) -> None:
         self.num_tokens = self.num_prompt_tokens
@@ -79,6 +91,8 @@ class Sequence:
         max_tokens: int,
         eos_token_ids: Iterable[int] = (),
         words: Words = NO_WORDS,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Sequence:
         """Return a waiting sequence.
 
@@ -88,6 +102,8 @@ class Sequence:
             max_tokens: tokens to generate at most.
             eos_token_ids: the model's own end tokens.
             words: those of `params` in the model's tokens.
+            priority: as of the class.
+            cache_salt: as of the class.
         """
         buffer = np.empty(len(prompt_ids) + max_tokens, np.int32)
         buffer[: len(prompt_ids)] = prompt_ids
@@ -109,6 +125,8 @@ class Sequence:
             seed=seed,
             screening=screening(params, stop_ids=stop_ids, words=words),
             logits_processor=params.logits_processor,
+            priority=priority,
+            cache_salt=cache_salt,
         )
 
     @property
@@ -149,9 +167,10 @@ class Sequence:
             return np.concatenate((self.buffer[: self.num_tokens], known))
         return known if len(known) else None
 
-    def mark_admitted(self) -> None:
-        """Note when the scheduler first gave this sequence pages."""
+    def mark_admitted(self, prefix: PrefixMatch) -> None:
+        """Note when the scheduler first gave this sequence pages, and which it found."""
         if self.admitted_at is None:
+            self.prefix = prefix
             self.admitted_at = time.perf_counter()
 
     def extend(self, logits: F32Array) -> None:

@@ -61,9 +61,9 @@ def test_long_prompts_are_chunked_and_decodes_go_first() -> None:
     scheduler.add(request(50))
     planned = scheduler.schedule()
     assert [s for s, _ in planned[:2]] == [long, short]
-    assert sizes(planned) == [(40, 1, 1), (3, 1, 1), (0, 14, 0)]
+    assert sizes(planned) == [(40, 1, 1), (3, 1, 1), (0, 12, 0)]
     execute(scheduler, planned)
-    assert sizes(scheduler.schedule()) == [(41, 1, 1), (4, 1, 1), (14, 14, 0)]
+    assert sizes(scheduler.schedule()) == [(41, 1, 1), (4, 1, 1), (12, 12, 0)]
 
 
 def test_at_most_max_sequences_run() -> None:

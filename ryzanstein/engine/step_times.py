@@ -1,0 +1,65 @@
+"""How long a step of so many tokens takes on this machine, learnt from the steps themselves."""
+
+from __future__ import annotations
+
+__all__ = ["StepTimes"]
+
+# A smaller chunk keeps decoding sequences waiting for less; it may cost this much more per token.
+_TOLERATED_COST = 1.1
+# What was measured once in good conditions fades by so much per later measurement.
+_FADE = 1.02
+
+
+class StepTimes:
+    """The curve T(n), and the chunk of a prompt that follows from it.
+
+    Each multiple of the page that may be a chunk is tried by the first prompts that are long
+    enough. What is chosen shows in the time only: results do not depend on the cutting.
+
+    Args:
+        page_tokens: chunks are a power of two times so many tokens.
+        most_tokens: the largest chunk.
+
+    Example:
+        >>> times = StepTimes(32, 64)
+        >>> times.record(32, 0.5)
+        >>> times.record(64, 0.7)
+        >>> times.chunk(), times(48)
+        (64, 0.6)
+    """
+
+    def __init__(self, page_tokens: int, most_tokens: int) -> None:
+        self._page_tokens = page_tokens
+        self._chunks = [page_tokens]
+        while self._chunks[-1] * 2 <= most_tokens:
+            self._chunks.append(self._chunks[-1] * 2)
+        self._seconds: dict[int, float] = {}
+
+    def record(self, num_tokens: int, seconds: float) -> None:
+        """Learn from a step."""
+        known = self._seconds.get(num_tokens)
+        self._seconds[num_tokens] = seconds if known is None else min(seconds, known * _FADE)
+
+    def chunk(self) -> int:
+        """Return how many tokens of prompts to put into a step: the least that costs little."""
+        untried = next((n for n in reversed(self._chunks) if n not in self._seconds), None)
+        if untried is not None:
+            return untried
+        costs = {n: self._seconds[n] / n for n in self._chunks}
+        affordable = min(costs.values()) * _TOLERATED_COST
+        return next(n for n in self._chunks if costs[n] <= affordable)
+
+    def __call__(self, num_tokens: int) -> float:
+        """Return the seconds of a step, in proportion between those measured; 0 if none was."""
+        below = max((n for n in self._seconds if n <= num_tokens), default=None)
+        above = min((n for n in self._seconds if n >= num_tokens), default=None)
+        if below is None or above is None:
+            nearest = above if below is None else below
+            if nearest is None:
+                return 0.0
+            # Beyond the largest, tokens cost what they cost there; below the least, no less.
+            return self._seconds[nearest] * max(1.0, num_tokens / nearest)
+        if below == above:
+            return self._seconds[below]
+        share = (num_tokens - below) / (above - below)
+        return self._seconds[below] * (1 - share) + self._seconds[above] * share

@@ -163,7 +163,7 @@ class EngineConfig:
     max_sequences: int = _MAX_SEQUENCES
     token_budget: int = _TOKEN_BUDGET
     prefix_cache: bool = True
-    eviction: Eviction = "lru"
+    eviction: Eviction = "arc"
     scheduling: Scheduling = "fcfs"
 
     def __post_init__(self) -> None:

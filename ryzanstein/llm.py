@@ -21,6 +21,7 @@ from ryzanstein.config import (
     plan_engine,
 )
 from ryzanstein.cpu import check_threads, default_threads, read_host
+from ryzanstein.engine.async_engine import AsyncEngine
 from ryzanstein.engine.engine import Engine
 from ryzanstein.engine.request import Request
 from ryzanstein.engine.sequence import Sequence
@@ -118,7 +119,7 @@ class LLM:
         lm_head: HeadKind = "exact",
         weights: WeightKind = "auto",
         prefix_cache: bool = True,
-        eviction: Eviction = "lru",
+        eviction: Eviction = "arc",
         scheduling: Scheduling = "fcfs",
         isa: str | None = None,
         weight_cache: bool = True,
@@ -275,6 +276,29 @@ class LLM:
             ...     print(piece.text, end="", flush=True)
         """
         return self._stream(self._make_request(prompt, params, priority, cache_salt))
+
+    def serve(self) -> AsyncEngine:
+        """Return an engine whose streams asyncio code iterates over, any number at once.
+
+        Raises:
+            ValidationError: this LLM is closed.
+
+        Example:
+            >>> async with llm.serve() as engine:
+            ...     async for piece in engine.stream("Hello", SamplingParams(max_tokens=8)):
+            ...         print(piece.text, end="")
+        """
+
+        def make_request(
+            prompt: Prompt,
+            params: SamplingParams | None = None,
+            *,
+            priority: int = 0,
+            cache_salt: str = "",
+        ) -> Request:
+            return self._make_request(prompt, params, priority, cache_salt)
+
+        return AsyncEngine(self._engine, make_request)
 
     def chat(
         self, messages: ABCSequence[Mapping[str, Any]], params: SamplingParams | None = None

@@ -53,6 +53,11 @@ class Request:
         """Return whether `take` has something to look at."""
         return self.sequence.is_finished or self._num_seen < len(self.sequence.generated)
 
+    def cancel(self) -> None:
+        """End the sequence where it is, from any thread; a step under way may add a last token."""
+        if not self.sequence.is_finished:
+            self.sequence.ended = "cancelled"
+
     def take(self) -> Piece | None:
         """Return the text of tokens generated since the last call, or None if there is none yet.
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ryzanstein.errors import ValidationError
+from ryzanstein.engine.fair_lock import FairLock
+from ryzanstein.errors import RyzansteinError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterable, Iterator
     from collections.abc import Sequence as ABCSequence
 
     from ryzanstein._core import F32Array, I32Array
@@ -27,7 +27,7 @@ class SharedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
-        self._lock = threading.Lock()
+        self._lock = FairLock()
         self._released: deque[Sequence] = deque()
 
     @property
@@ -54,36 +54,55 @@ class SharedEngine:
             DistributionError: a request has no token to draw.
         """
         try:
-            with self._exclusive() as engine:
-                for request in requests:
-                    engine.add(request.sequence)
+            self.add(requests)
             pending = dict(enumerate(requests))
             while pending:
-                yield from self._advance(pending)
+                for index, outcome in self.advance(pending):
+                    if isinstance(outcome, RyzansteinError):
+                        raise outcome
+                    yield index, outcome
         finally:
-            self._release(requests)
+            self.release(requests)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Queue requests, which have to be advanced until they end, or released.
+
+        Raises:
+            ContextLengthError: a request could never fit; those before it are queued.
+        """
+        with self._exclusive() as engine:
+            for request in requests:
+                engine.add(request.sequence)
 
     def logits(self, token_ids: I32Array) -> Iterator[tuple[int, F32Array]]:
         """Yield (first position, logits float32 [n, V]); nothing else runs until the end."""
         with self._exclusive() as engine:
             yield from engine.logits(token_ids)
 
-    def _advance(self, pending: dict[int, Request]) -> list[tuple[int, Piece]]:
+    def advance(self, pending: dict[int, Request]) -> list[tuple[int, Piece | RyzansteinError]]:
+        """Return what is new of these requests, after a step if nothing is; take out what ended."""
         with self._exclusive() as engine:
             # Another thread's step may have moved these requests already.
             if not any(request.has_news for request in pending.values()):
                 engine.step()
-            news = [
-                (index, piece)
-                for index, request in pending.items()
-                if request.has_news and (piece := request.take()) is not None
-            ]
-            for index, piece in news:
-                if piece.finish_reason is not None:
+            news: list[tuple[int, Piece | RyzansteinError]] = []
+            for index, request in pending.items():
+                if not request.has_news:
+                    continue
+                try:
+                    piece = request.take()
+                except RyzansteinError as error:
+                    news.append((index, error))
+                else:
+                    if piece is not None:
+                        news.append((index, piece))
+            for index, outcome in news:
+                if isinstance(outcome, RyzansteinError) or outcome.finish_reason is not None:
                     engine.release(pending.pop(index).sequence)
         return news
 
-    def _release(self, requests: ABCSequence[Request]) -> None:
+    def release(self, requests: Iterable[Request]) -> None:
+        """Forget requests, ended or not, and free their pages, now or before the next step."""
         # The garbage collector may finalise an abandoned generator in the middle of a step of this
         # very thread: then the lock is taken, and the next step does the work.
         self._released.extend(request.sequence for request in requests)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from ryzanstein.engine.step_times import StepTimes
+
+
+def test_each_chunk_is_tried_the_largest_first() -> None:
+    times = StepTimes(32, 130)
+    tried = []
+    for _ in range(3):
+        tried.append(times.chunk())
+        times.record(tried[-1], 1.0)
+    assert tried == [128, 64, 32]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chunk"),
+    [
+        ({32: 0.32, 64: 0.64, 128: 1.28}, 32),  # nothing is gained by more
+        ({32: 0.60, 64: 0.66, 128: 1.28}, 64),
+        ({32: 0.60, 64: 1.00, 128: 1.28}, 128),
+    ],
+)
+def test_the_least_chunk_that_costs_little(seconds: dict[int, float], chunk: int) -> None:
+    times = StepTimes(32, 128)
+    for num_tokens, value in seconds.items():
+        times.record(num_tokens, value)
+    assert times.chunk() == chunk
+
+
+def test_one_slow_step_does_not_count() -> None:
+    times = StepTimes(32, 32)
+    for seconds in (1.0, 50.0):
+        times.record(32, seconds)
+    assert times(32) == pytest.approx(1.02)
+
+
+def test_the_curve() -> None:
+    times = StepTimes(32, 64)
+    assert times(5) == 0.0
+    times.record(1, 1.0)
+    times.record(5, 2.0)
+    assert [times(n) for n in (1, 3, 5, 10)] == [1.0, 1.5, 2.0, 4.0]

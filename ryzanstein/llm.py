@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
@@ -276,6 +277,30 @@ class LLM:
             ...     print(piece.text, end="", flush=True)
         """
         return self._stream(self._make_request(prompt, params, priority, cache_salt))
+
+    def save_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Write the pages of the prefix cache to a file; return how many.
+
+        So a long prompt survives a restart. The file holds the prompts' tokens.
+
+        Raises:
+            ModelLoadError: it cannot be written.
+
+        Example:
+            >>> llm.save_prefixes("prompts.kv")
+            12
+        """
+        return self._engine.save_prefixes(Path(path))
+
+    def load_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Enter the pages of a file into the prefix cache; return how many were new and had room.
+
+        Raises:
+            ModelLoadError: there is no such file.
+            CorruptFileError: it is damaged.
+            ValidationError: another model, configuration, KV format or tier computed it.
+        """
+        return self._engine.load_prefixes(Path(path))
 
     def serve(self) -> AsyncEngine:
         """Return an engine whose streams asyncio code iterates over, any number at once.

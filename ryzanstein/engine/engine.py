@@ -13,12 +13,14 @@ from ryzanstein.engine.batch import Chunk, run_step
 from ryzanstein.engine.block_manager import BlockManager
 from ryzanstein.engine.eviction import make_policy
 from ryzanstein.engine.prefix_cache import PageChain, PrefixCache
+from ryzanstein.engine.prefix_file import PrefixFile, StoredPage, write_prefix_file
 from ryzanstein.engine.scheduler import Scheduler
 from ryzanstein.engine.step_times import StepTimes
 from ryzanstein.errors import ContextLengthError, DistributionError, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import EngineConfig
@@ -111,6 +113,60 @@ class Engine:
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not, and free its pages."""
         self.scheduler.release(sequence)
+
+    def save_prefixes(self, path: Path) -> int:
+        """Write every cached page to a file and return how many there are.
+
+        Raises:
+            ModelLoadError: it cannot be written.
+        """
+        pages = self.prefixes.pages if self.prefixes else []
+        index = {page: i for i, page in enumerate(pages)}
+        stored = [
+            StoredPage(
+                parent=-1 if page.parent is None else index[page.parent],
+                token_ids=np.frombuffer(page.tokens, np.int32).tolist(),
+                salt=page.namespace[len(self.fingerprint) :].decode(),
+            )
+            for page in pages
+        ]
+        write_prefix_file(
+            path,
+            self.fingerprint.hex(),
+            stored,
+            lambda i: self._cache.store_block(pages[i].block_id),
+        )
+        return len(pages)
+
+    def load_prefixes(self, path: Path) -> int:
+        """Enter a file's pages into the cache, as far as pages are free; return how many came.
+
+        Raises:
+            As `PrefixFile`. Pages before a damaged one stay.
+        """
+        if self.prefixes is None:
+            return 0
+        file = PrefixFile(path, self.fingerprint.hex())
+        known = len(self.prefixes)
+        for leaf in file.leaves():
+            indices = file.path_to(leaf)
+            tokens = np.array([file.pages[i].token_ids for i in indices], np.int32).reshape(-1)
+            namespace = self.fingerprint + file.pages[leaf].salt.encode()
+            chain = PageChain(tokens, _core.PAGE_TOKENS, namespace)
+            match = self.blocks.match(chain, len(tokens) + 1)
+            missing = indices[len(match.pages) :]
+            if len(missing) + match.num_unused > self.blocks.num_free:
+                break
+            table = self.blocks.allocate()
+            try:
+                self.blocks.attach(table, match)
+                for i in missing:
+                    self.blocks.append(table, _core.PAGE_TOKENS)
+                    self._cache.load_block(table.block_ids[-1], file.read(i))
+                    self.blocks.share(table, chain, table.num_tokens)
+            finally:
+                self.blocks.free(table)
+        return len(self.prefixes) - known
 
     def logits(self, token_ids: I32Array) -> Iterator[tuple[int, F32Array]]:
         """Yield (first position, logits float32 [n, V]) for consecutive chunks of int32 [T] tokens.

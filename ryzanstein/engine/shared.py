@@ -12,6 +12,7 @@ from ryzanstein.errors import RyzansteinError, ValidationError
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
     from collections.abc import Sequence as ABCSequence
+    from pathlib import Path
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.engine.engine import Engine
@@ -73,6 +74,16 @@ class SharedEngine:
         with self._exclusive() as engine:
             for request in requests:
                 engine.add(request.sequence)
+
+    def save_prefixes(self, path: Path) -> int:
+        """As `Engine.save_prefixes`."""
+        with self._exclusive() as engine:
+            return engine.save_prefixes(path)
+
+    def load_prefixes(self, path: Path) -> int:
+        """As `Engine.load_prefixes`."""
+        with self._exclusive() as engine:
+            return engine.load_prefixes(path)
 
     def logits(self, token_ids: I32Array) -> Iterator[tuple[int, F32Array]]:
         """Yield (first position, logits float32 [n, V]); nothing else runs until the end."""

@@ -43,7 +43,12 @@ def test_who_gives_up_waiting_does_not_keep_the_lock() -> None:
     lock = FairLock()
     lock.acquire()
     entered = threading.Event()
-    waiting = threading.Thread(target=lambda: (lock.acquire(), entered.set(), lock.release()))
+
+    def wait() -> None:
+        with lock:
+            entered.set()
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     while not lock._queue:
         time.sleep(0.001)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 MODEL = tiny_decoder(3)
 TOKENIZER = Tokenizer(byte_level())
 SHARED = random_tokens(50, 96)
-LIMITS = {"num_blocks": 12, "context_length": 200, "max_sequences": 6, "token_budget": 80}
+LIMITS: dict[str, Any] = {
+    "num_blocks": 12,
+    "context_length": 200,
+    "max_sequences": 6,
+    "token_budget": 80,
+}
 
 
 def random_sequence(rng: np.random.Generator) -> Sequence:

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from support import finish, make_sequence, random_tokens, tiny_decoder, tiny_engine
+
+from ryzanstein import LLM, CorruptFileError, ModelLoadError, SamplingParams, ValidationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ryzanstein.config import KVDtype
+    from ryzanstein.engine.sequence import Sequence
+
+MODEL = tiny_decoder(3)
+
+
+def jobs(count: int = 6) -> list[Sequence]:
+    shared = random_tokens(1, 80)
+    made = [
+        make_sequence(np.concatenate([shared, random_tokens(2 + i, 40)]), 20, seed=i, logprobs=2)
+        for i in range(count)
+    ]
+    made[-1].cache_salt = "other"
+    return made
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
+def test_a_restart_changes_no_bit(tmp_path: Path, kv_dtype: KVDtype) -> None:
+    path = tmp_path / "pages.kv"
+    first, again = jobs(), jobs()
+    engine = tiny_engine(MODEL, kv_dtype=kv_dtype)
+    expected = finish(engine, first)
+    saved = engine.save_prefixes(path)
+    assert saved > 10
+
+    restarted = tiny_engine(MODEL, kv_dtype=kv_dtype)
+    assert restarted.load_prefixes(path) == saved
+    restarted.blocks.check()
+    assert restarted.load_prefixes(path) == 0, "all are there already"
+    assert finish(restarted, again) == expected
+    assert [s.logprobs for s in again] == [s.logprobs for s in first]
+    assert all(len(s.prefix.pages) == 3 for s in again)
+
+
+def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "pages.kv"
+    engine = tiny_engine(MODEL)
+    finish(engine, jobs())
+    engine.save_prefixes(path)
+    small = tiny_engine(MODEL, num_blocks=5, context_length=150)
+    assert 0 < small.load_prefixes(path) <= 5
+    small.blocks.check()
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "pages.kv"
+    engine = tiny_engine(MODEL)
+    finish(engine, jobs())
+    engine.save_prefixes(path)
+    whole = path.read_bytes()
+    for name, data in {
+        "empty": b"",
+        "magic": b"X" + whole[1:],
+        "header": whole[:40] + b"\xff" * 10 + whole[50:],
+        "short": whole[:-1],
+        "page": whole[:-1] + bytes([whole[-1] ^ 1]),
+        "length": whole[:8] + b"\xff" * 8 + whole[16:],
+    }.items():
+        path.write_bytes(data)
+        fresh = tiny_engine(MODEL)
+        with pytest.raises(CorruptFileError):
+            fresh.load_prefixes(path)
+        fresh.blocks.check()
+        assert fresh.blocks.num_free == 64, name
+    with pytest.raises(ModelLoadError, match="there is no file"):
+        engine.load_prefixes(tmp_path / "none.kv")
+    with pytest.raises(ModelLoadError, match="cannot be written"):
+        engine.save_prefixes(tmp_path / "none" / "pages.kv")
+
+
+def test_another_engine_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pages.kv"
+    prompt = list(range(1, 90))
+    params = SamplingParams(max_tokens=4, temperature=0)
+    with LLM(threads=1, context_length=256) as llm:
+        expected = llm.generate(prompt, params)
+        assert llm.save_prefixes(path) == 2
+    with LLM(threads=1, context_length=200) as llm:
+        assert llm.load_prefixes(path) == 2
+        warm = llm.generate(prompt, params)
+        assert warm.usage.cached_tokens == 64
+        assert warm.token_ids == expected.token_ids
+    with (
+        LLM(threads=1, context_length=256, kv_dtype="int8") as llm,
+        pytest.raises(ValidationError, match="another model, configuration, KV format or tier"),
+    ):
+        llm.load_prefixes(path)

@@ -232,7 +232,7 @@ def main() -> None:
         _plot(curves, args.plot)
     if args.ttft:
         print("\nembedded model, time to first token without and with the cache")
-        print("| trace | from cache | median | median | change | change of the sum |")
+        print("| trace | from cache | median without | median with | change | of the sum |")
         print("| --- | --- | --- | --- | --- | --- |")
         for name, make in TRACES.items():
             _show_latency(name, make())

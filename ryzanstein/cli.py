@@ -263,7 +263,7 @@ def samplers(as_json: _Json = False) -> None:
       ryzanstein samplers
       ryzanstein samplers --json
     """
-    _print_report(describe_strategies(), as_json)
+    print_report(describe_strategies(), as_json)
 
 
 def main(arguments: list[str] | None = None) -> int:

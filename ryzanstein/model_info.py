@@ -14,6 +14,7 @@ from ryzanstein.models import (
     ModelConfig,
     TensorInfo,
     known_packing,
+    num_parameters,
     packing_identity,
     read_architecture,
 )
@@ -105,11 +106,12 @@ def describe_model(files: ModelFiles) -> ModelInfo:
     template = find_template(files)
     ChatTemplate.from_files(files, tokenizer.special_tokens)  # refuses one that does not parse
     packing = known_packing(config, isa=None, threads=default_threads())
+    linear = f"{family.layer.format(index=0)}{family.o_proj}.weight"
     head = family.embedding if config.tie_word_embeddings else family.lm_head
     return ModelInfo(
         path=files.path,
         config=config,
-        parameters=config.num_parameters,
+        parameters=num_parameters(config),
         tensors=[weights.info(name) for name in sorted(weights)],
         tokenizer=TokenizerInfo(
             kind=_tokenizer_kind(files),
@@ -125,6 +127,7 @@ def describe_model(files: ModelFiles) -> ModelInfo:
             family,
             None if packing is None else packing.kernels,
             head_bytes=weights.info(head).nbytes,
+            float_bytes=4 if weights.info(linear).dtype == "F32" else 2,
         ),
         free_bytes=read_host().free_bytes,
         packed_weights=_packed_weights(weights, config, packing),

@@ -71,7 +71,7 @@ class GgufLayout:
         writer.add_value_length(config.head_dim)
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_string(f"{self.name}.hidden_activation", config.activation)
-        rope = config.rope
+        (rope,) = config.ropes
         writer.add_rope_dimension_count(config.head_dim)
         writer.add_rope_freq_base(rope.theta)
         if rope.kind == "linear":
@@ -84,10 +84,11 @@ class GgufLayout:
 
     def rope_factors(self, config: ModelConfig) -> F32Array | None:
         """Return float32 [head_dim / 2]: what Llama 3's frequencies are divided by, if they are."""
-        if config.rope.kind != "llama3":
+        (rope,) = config.ropes
+        if rope.kind != "llama3":
             return None
-        plain = config.rope.theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-        factors = plain / inverse_frequencies(config.rope, config.head_dim)
+        plain = rope.theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+        factors = plain / inverse_frequencies(rope, config.head_dim)
         return factors.astype(np.float32)
 
 
@@ -97,6 +98,10 @@ def choose_layout(config: ModelConfig) -> GgufLayout:
     Raises:
         UnsupportedFormatError: there is none, or it cannot be written yet.
     """
+    if config.biased or any(config.sliding_windows) or len(config.ropes) != 1:
+        raise UnsupportedFormatError(
+            f"{config.architecture} with biases or sliding windows cannot be written to GGUF"
+        )
     for name in _WRITTEN:
         architecture = ARCHITECTURES[name]
         if (architecture.transformers, architecture.activation) == (

@@ -189,7 +189,8 @@ def _write_special_tokens(
     # GGUF has room for one more, the end of a turn.
     for index in [other for other in ends if other != last][:1]:
         writer.add_eot_token_id(index)
-    if tokenizer.bos_token_id is not None:
-        writer.add_add_bos_token(tokenizer.encode("a")[:1] == [tokenizer.bos_token_id])
+    framed, plain = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and framed[:1] != plain[:1])
+    writer.add_add_eos_token(framed[-1:] != plain[-1:])
     if template is not None:
         writer.add_chat_template(template)

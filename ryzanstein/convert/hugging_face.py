@@ -102,7 +102,7 @@ class HuggingFaceFormat:
             "quantization_mode": "offline",
             "modules_to_not_convert": ["lm_head"],
         }
-        if quantization.input_norm:
+        if quantization is not None and quantization.input_norm:
             section |= {"use_rms_norm": True, "rms_norm_eps": quantization.input_norm_eps}
         return {**config, "quantization_config": section}
 

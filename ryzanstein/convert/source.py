@@ -86,6 +86,7 @@ class ModelSource:
             f"{family.layer.format(index=index)}{linear}.weight": shape
             for index in range(self.config.num_layers)
             for linear, shape in shapes.items()
+            if self.config.quantization is not None
         }
         skipped = {name + _SCALE for name in linears}
         if self.config.tie_word_embeddings:
@@ -112,7 +113,7 @@ class ModelSource:
             if (parts := self._weights.ternary_rows(tensor.name)) is not None:
                 for begin, codes, scales in parts:
                     matrix.pack_codes(begin, codes, scales)
-            elif quantization.mode == "online":
+            elif quantization is None or quantization.mode == "online":
                 matrix.pack_master(0, self._weights.view(tensor.name))
             else:
                 stored = self._weights.view(tensor.name + _SCALE)

@@ -60,6 +60,7 @@ def estimate_memory(
     kernels: Mapping[tuple[int, int], str] | None,
     *,
     head_bytes: int,
+    float_bytes: int = 2,
     kv_dtype: KVDtype = "f16",
 ) -> MemoryEstimate:
     """Return what a model will take.
@@ -69,13 +70,20 @@ def estimate_memory(
         family: of the model.
         kernels: those chosen for its shapes, None where that is not known yet.
         head_bytes: what the head takes as it is stored.
+        float_bytes: what a weight of a linear takes where linears are floats.
         kv_dtype: how keys and values are stored.
     """
-    layer = sum(
-        # Reserved, and never touched: the system gives it no memory.
-        TernaryMatrix(*shape, "two_bit" if kernels is None else format_of(kernels[shape])).nbytes
-        for shape in _layer_matrices(config, family)
-    )
+    matrices = _layer_matrices(config, family)
+    if config.quantization is None:
+        layer = sum(rows * columns for rows, columns in matrices) * float_bytes
+    else:
+        layer = sum(
+            # Reserved, and never touched: the system gives it no memory.
+            TernaryMatrix(
+                *shape, "two_bit" if kernels is None else format_of(kernels[shape])
+            ).nbytes
+            for shape in matrices
+        )
     if resolve_skip_zeros(None, config, None) == "down":
         layer += config.hidden_size * config.intermediate_size // _SKIPPED_WEIGHTS_PER_BYTE
     block = kv_block_bytes(config.num_layers, config.num_kv_heads, config.head_dim, kv_dtype)
@@ -95,7 +103,7 @@ def estimate_memory(
 def _layer_matrices(config: ModelConfig, family: Family) -> list[tuple[int, int]]:
     """Return the shapes of the matrices of one layer, each as often as it is there."""
     shapes = linear_shapes(config, family)
-    if config.quantization.input_norm:  # each linear has an input of its own
+    if config.has_input_norms:  # each linear has an input of its own
         return list(shapes.values())
     parts = (family.attn_in, (family.o_proj,), family.mlp_in, (family.down_proj,))
     return [fused_shape(shapes, part) for part in parts]

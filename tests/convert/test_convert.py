@@ -474,3 +474,21 @@ def test_gguf_files_give_the_same_tokens(to: str, config: Config, tmp_path: Path
     assert {name: kind for name, (kind, _) in second[1].items()}.keys() == first[1].keys()
     for name, (_, values) in first[1].items():
         assert np.array_equal(values, second[1][name][1]), name
+
+
+@pytest.mark.parametrize("to", ["q8_0", "q4_0"])
+def test_dense_models(to: str, tmp_path: Path) -> None:
+    config = {key: value for key, value in LLAMA.items() if key != "quantization_config"}
+    model = write_model(tmp_path / "model", config)
+    conversion = convert(model, tmp_path / "out.gguf", to)
+    _, tensors = read_gguf(conversion.path)
+    assert tensors["blk.0.attn_v.weight"][0] == to.upper()
+    assert len(conversion.lossy) == 16
+    back = convert_model(open_files(conversion.path), tmp_path / "back.gguf", "q8_0").path
+    # Eight bits hold what fewer have, and find the same steps again.
+    found = read_gguf(back)[1]["blk.0.attn_v.weight"][1]
+    values = tensors["blk.0.attn_v.weight"][1]
+    assert np.abs(found - values).max() <= 0.0045 * np.abs(values).max()
+    for other in ("hf", "tq2_0"):
+        with pytest.raises(UnsupportedFormatError, match="is not ternary"):
+            convert(model, tmp_path / ("packed" if other == "hf" else "no.gguf"), other)

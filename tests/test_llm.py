@@ -354,7 +354,7 @@ def test_logits_that_do_not_fit_in_memory(llm: LLM, monkeypatch: pytest.MonkeyPa
         ({"context_length": 0}, r"context_length must be in 1\.\.\d+, got 0"),
         ({"context_length": 10**9}, r"context_length must be in 1\.\.\d+, got 1000000000"),
         ({"kv_dtype": "int4"}, "kv_dtype must be one of .*, got 'int4'"),
-        ({"lm_head": "int8"}, "lm_head must be one of .*, got 'int8'"),
+        ({"lm_head": "int3"}, "lm_head must be one of .*, got 'int3'"),
         ({"isa": "mmx"}, "mmx"),
         ({"skip_zeros": "up"}, "skip_zeros must be None or one of .*'down'.*, got 'up'"),
         ({"model": ""}, "model must be a directory, a hub id or None"),

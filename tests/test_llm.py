@@ -383,7 +383,7 @@ def test_logits_that_do_not_fit_in_memory(llm: LLM, monkeypatch: pytest.MonkeyPa
         ({"context_length": 0}, r"context_length must be in 1\.\.\d+, got 0"),
         ({"context_length": 10**9}, r"context_length must be in 1\.\.\d+, got 1000000000"),
         ({"kv_dtype": "int4"}, "kv_dtype must be one of .*, got 'int4'"),
-        ({"lm_head": "int8"}, "lm_head must be one of .*, got 'int8'"),
+        ({"lm_head": "int6"}, "lm_head must be one of .*, got 'int6'"),
         ({"prefix_cache": None}, "prefix_cache must be True or False, got None"),
         ({"eviction": "mru"}, "eviction must be one of .*'lru'.*, got 'mru'"),
         ({"scheduling": "lifo"}, "scheduling must be one of .*'fcfs'.*, got 'lifo'"),

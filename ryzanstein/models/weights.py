@@ -169,7 +169,7 @@ class WeightReader:
 
     def mapped_bytes(self) -> int:
         """Return the bytes of linears that are read from the files in place."""
-        if self._config.quantization is not None:
+        if self._config.quantization is not None or self._packing.weights in _GROUPED_BITS:
             return 0
         layers = [self._family.layer.format(index=i) for i in range(self._config.num_layers)]
         names = [f"{layer}{linear}.weight" for layer in layers for linear in self._shapes]

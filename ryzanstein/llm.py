@@ -137,8 +137,7 @@ class LLM:
         # Everything that can be wrong cheaply comes before the weights.
         self.config = read_config(files)
         if context_length is not None:
-            trained_length = self.config.max_position_embeddings
-            check_integer("context_length", context_length, 1, trained_length)
+            check_integer("context_length", context_length, 1, self.config.max_context)
         self.tokenizer = Tokenizer.from_files(files)
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise CorruptFileError(

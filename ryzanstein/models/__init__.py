@@ -306,6 +306,7 @@ def _decoder_config(config: ModelConfig, family: Family, embedding: DenseArray) 
         rms_norm_eps=config.rms_norm_eps,
         activation=config.activation,
         inv_freq=np.stack([inverse_frequencies(rope, config.head_dim) for rope in config.ropes]),
+        rope_attention_factor=config.ropes[0].attention_factor,
         embedding_scale=_embedding_scale(config, embedding) if family.scales_embedding else 1.0,
         attention_scale=config.attention_scale,
         attention_softcap=config.attention_softcap,

@@ -86,6 +86,11 @@ class ModelConfig:
         return self.quantization is not None and self.quantization.input_norm
 
     @property
+    def max_context(self) -> int:
+        """Return the positions the model can be asked for, of which the default may use fewer."""
+        return max(self.max_position_embeddings, *(rope.max_context for rope in self.ropes))
+
+    @property
     def attention_scale(self) -> float:
         """Return what scores are multiplied by."""
         return 1.0 / math.sqrt(self.query_scalar or self.head_dim)

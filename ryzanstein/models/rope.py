@@ -22,23 +22,32 @@ if TYPE_CHECKING:
 
 __all__ = ["RopeConfig", "inverse_frequencies", "read_rope", "read_ropes"]
 
-_KINDS = ("default", "linear", "llama3")
+_KINDS = ("default", "linear", "llama3", "yarn")
 # Ranges far wider than any model's, inside which no frequency can overflow.
 _THETA = (1.0, 1e18)
 _FACTOR = (1.0, 1e9)
 _BAND = (1e-6, 1e6)
+_ATTENTION_FACTOR = (1e-3, 1e3)
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary embedding parameters; those after `theta` matter only to the kinds that use them."""
 
-    kind: str  # "default", "linear" or "llama3"
+    kind: str  # "default", "linear", "llama3" or "yarn"
     theta: float
     factor: float = 1.0
+    # In turns over the original context: where stretching ends, and where it is whole.
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 0
+    attention_factor: float = 1.0  # multiplies cosines and sines
+    truncate: bool = True  # yarn's ramp begins and ends at whole dimensions
+
+    @property
+    def max_context(self) -> int:
+        """Return the positions that the original ones were stretched to, 0 where unknown."""
+        return int(self.original_context * self.factor) if self.kind == "yarn" else 0
 
 
 def read_ropes(fields: Fields, family: Family, max_context: int) -> tuple[RopeConfig, ...]:
@@ -90,6 +99,8 @@ def _read_section(
     factor = section.number("factor", *_FACTOR)
     if kind == "linear":
         return RopeConfig(kind, theta, factor)
+    if kind == "yarn":
+        return _read_yarn(section, theta, factor, max_context)
     low = section.number("low_freq_factor", *_BAND)
     high = section.number("high_freq_factor", *_BAND)
     if low >= high:
@@ -99,6 +110,33 @@ def _read_section(
         )
     original = section.integer("original_max_position_embeddings", max_context)
     return RopeConfig(kind, theta, factor, low, high, original)
+
+
+def _read_yarn(section: Fields, theta: float, factor: float, max_context: int) -> RopeConfig:
+    """Return the parameters of arXiv:2309.00071, with transformers' defaults and their names."""
+
+    def number(key: str, default: float, limits: tuple[float, float]) -> float:
+        return section.number(key, *limits) if section.has(key) else default
+
+    slow, fast = number("beta_slow", 1.0, _BAND), number("beta_fast", 32.0, _BAND)
+    if slow >= fast:
+        raise CorruptFileError(
+            f"{section.name('beta_slow')} is {slow}, not below beta_fast {fast}; correct them "
+            "(YaRN uses 1 and 32)"
+        )
+    key = "original_max_position_embeddings"
+    original = section.integer(key, max_context) if section.has(key) else max_context
+    mscale, mscale_all = (number(key, 0.0, (0.0, 1e3)) for key in ("mscale", "mscale_all_dim"))
+    attention = _yarn_attention(factor, 1.0)
+    if mscale and mscale_all:
+        attention = _yarn_attention(factor, mscale) / _yarn_attention(factor, mscale_all)
+    attention = number("attention_factor", attention, _ATTENTION_FACTOR)
+    truncate = section.boolean("truncate", default=True)
+    return RopeConfig("yarn", theta, factor, slow, fast, original, attention, truncate)
+
+
+def _yarn_attention(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0
 
 
 def _section(fields: Fields) -> Fields | None:
@@ -138,7 +176,7 @@ def _require_whole_head(source: Fields) -> None:
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> NDArray[np.float64]:
     """Return float64 [head_dim / 2]: radians per position of each pair of dimensions.
 
-    The kinds are those of transformers' `modeling_rope_utils.py`; none scales the attention.
+    The kinds are those of transformers' `modeling_rope_utils.py`.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     frequencies = np.asarray(rope.theta**-exponents, dtype=np.float64)
@@ -146,9 +184,30 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> NDArray[np.float64]:
         return frequencies
     if rope.kind == "linear":
         return frequencies / rope.factor
+    if rope.kind == "yarn":
+        kept = _yarn_kept(rope, head_dim)
+        return np.asarray((1.0 - kept) * frequencies / rope.factor + kept * frequencies)
     # llama3: keep short wavelengths, stretch long ones, blend in between
     turns = rope.original_context * frequencies / (2 * math.pi)
     span = rope.high_freq_factor - rope.low_freq_factor
     kept = np.clip((turns - rope.low_freq_factor) / span, 0.0, 1.0)
     blended = (1.0 - kept) * frequencies / rope.factor + kept * frequencies
     return np.asarray(blended, dtype=np.float64)
+
+
+def _yarn_kept(rope: RopeConfig, head_dim: int) -> NDArray[np.float64]:
+    """Return float64 [head_dim / 2]: how much of each frequency is left as it is."""
+
+    def dimension(turns: float) -> float:
+        """Return which pair makes so many turns over the original context."""
+        wavelength = rope.original_context / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.high_freq_factor), dimension(rope.low_freq_factor)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # a step instead of a ramp
+    ramp = (np.arange(head_dim // 2, dtype=np.float64) - low) / (high - low)
+    return np.asarray(1.0 - np.clip(ramp, 0.0, 1.0))

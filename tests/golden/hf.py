@@ -31,10 +31,9 @@ def versions() -> str:
 
 
 def inverse_frequencies(config: Config) -> NDArray[np.float32]:
-    """Return the rotary frequencies of a Llama configuration."""
+    """Return the rotary frequencies of a Llama configuration and, last, its attention factor."""
     rotary = LlamaRotaryEmbedding(transformers.LlamaConfig(**config))
-    assert rotary.attention_scaling == 1.0
-    return np.asarray(rotary.inv_freq.numpy(), np.float32)
+    return np.append(rotary.inv_freq.numpy(), np.float32(rotary.attention_scaling))
 
 
 class Reference:

@@ -208,6 +208,12 @@ SPECS = (
         _config("Qwen2ForCausalLM", "qwen2", "silu", 64, 4, 2, 84)
         | {
             "max_window_layers": 1,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                # Short, as above.
+                "original_max_position_embeddings": 128,
+            },
             "rope_theta": 1000000.0,
             "sliding_window": 11,
             "use_sliding_window": True,
@@ -265,6 +271,31 @@ ROPE_SPECS: dict[str, Config] = {
     | {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.5}},
     "linear_type_key": _HEADS
     | {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "yarn": _HEADS
+    | {
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32768,
+        },
+    },
+    "yarn_all_parameters": _HEADS
+    | {
+        "head_dim": 64,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 40.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "mscale": 0.707,
+            "mscale_all_dim": 1.0,
+            "truncate": False,
+        },
+    },
     "llama3": _HEADS | {"rope_theta": 500000.0, "rope_scaling": _LLAMA31},
     "llama3_new_spelling": _HEADS
     | {"head_dim": 64, "rope_parameters": _LLAMA31 | {"factor": 32.0, "rope_theta": 500000.0}},

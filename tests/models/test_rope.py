@@ -25,6 +25,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
 
 def read(**config: Any) -> RopeConfig:
     return read_rope(Fields(config, "config.json"), 131072)
@@ -37,11 +39,13 @@ def test_frequencies_are_those_of_transformers(name: str) -> None:
     with np.load(HERE / "rope.npz") as stored:
         expected = stored[name].astype(np.float64)
 
-    actual = inverse_frequencies(read(**config), head_dim)
+    rope = read(**config)
+    actual = inverse_frequencies(rope, head_dim)
 
     assert actual.dtype == np.float64
     assert actual.shape == (head_dim // 2,)
-    np.testing.assert_allclose(actual, expected, rtol=tolerances.ROPE_FREQUENCIES)
+    np.testing.assert_allclose(actual, expected[:-1], rtol=tolerances.ROPE_FREQUENCIES)
+    assert rope.attention_factor == pytest.approx(expected[-1], rel=tolerances.ROPE_FREQUENCIES)
 
 
 @pytest.mark.parametrize("name", ROPE_SPECS)
@@ -82,9 +86,20 @@ def test_both_spellings_may_agree() -> None:
             "'rope_theta' at the top level is 10000.0",
         ),
         (
-            {"rope_theta": 1e4, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            {"rope_theta": 1e4, "rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
             UnsupportedFormatError,
-            "field 'rope_scaling.rope_type' is 'yarn'; supported are default, linear, llama3",
+            "field 'rope_scaling.rope_type' is 'longrope'; supported are default, linear, llama3, "
+            "yarn",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": YARN | {"beta_slow": 32}},
+            CorruptFileError,
+            "field 'rope_scaling.beta_slow' is 32.0, not below beta_fast 32.0",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": YARN | {"attention_factor": "big"}},
+            CorruptFileError,
+            "field 'rope_scaling.attention_factor' must be a number",
         ),
         (
             {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 4.0}},

@@ -127,6 +127,7 @@ class Config:
     rms_norm_eps: float
     activation: str
     inv_freq: F64
+    rope_attention_factor: float = 1.0
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     attention_softcap: float = 0.0
@@ -164,7 +165,8 @@ class Decoder:
         heads = rows.reshape(len(x), -1, c.head_dim)
         q, k, v = np.split(heads, [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
         q, k = self._normed(q, layer.q_norm), self._normed(k, layer.k_norm)
-        q, k = (ops.rope(part, positions, c.inv_freq[layer.rope], 1.0) for part in (q, k))
+        turns = (positions, c.inv_freq[layer.rope], c.rope_attention_factor)
+        q, k = (ops.rope(part, *turns) for part in (q, k))
         mixed = ops.attention(
             q,
             k,

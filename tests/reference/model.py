@@ -41,6 +41,7 @@ class Oracle:
                 rms_norm_eps=config["rms_norm_eps"],
                 activation=ACTIVATIONS[config.get("hidden_activation") or config["hidden_act"]],
                 inv_freq=np.stack(ropes),
+                rope_attention_factor=attention_factor(rope_sections(config)[0]),
                 embedding_scale=math.sqrt(config["hidden_size"]) if self._is_gemma else 1.0,
                 attention_scale=scalar**-0.5,
                 attention_softcap=config.get("attn_logit_softcapping") or 0.0,
@@ -148,7 +149,7 @@ def rope_sections(config: Config) -> list[Config]:
 
 
 def inverse_frequencies(section: Config, dim: int) -> F64:
-    """Return float64 [dim / 2] for rope types default, linear and llama3 (arXiv:2104.09864)."""
+    """Return float64 [dim / 2] for the rope types default, linear, llama3 and yarn."""
     theta = float(section["rope_theta"])
     base = np.array([theta ** (-2.0 * i / dim) for i in range(dim // 2)])
     kind = section.get("rope_type", "default")
@@ -157,6 +158,8 @@ def inverse_frequencies(section: Config, dim: int) -> F64:
     factor = float(section["factor"])
     if kind == "linear":
         return base / factor
+    if kind == "yarn":
+        return yarn_frequencies(section, base, theta)
     low, high = section["low_freq_factor"], section["high_freq_factor"]
     original = section["original_max_position_embeddings"]
     out = []
@@ -169,4 +172,30 @@ def inverse_frequencies(section: Config, dim: int) -> F64:
         else:
             blend = (original / wavelength - low) / (high - low)
             out.append((1 - blend) * frequency / factor + blend * frequency)
+    return np.array(out)
+
+
+def attention_factor(section: Config) -> float:
+    """Return what cosines and sines are multiplied by."""
+    if section.get("rope_type") != "yarn":
+        return 1.0
+    return 0.1 * math.log(float(section["factor"])) + 1.0
+
+
+def yarn_frequencies(section: Config, base: F64, theta: float) -> F64:
+    """Return float64 [dim / 2] (arXiv:2309.00071): slow turns stretched, fast ones kept."""
+    dim = 2 * len(base)
+
+    def pair(turns: float) -> float:
+        wavelength = section["original_max_position_embeddings"] / (2 * math.pi * turns)
+        return dim * math.log(wavelength) / (2 * math.log(theta))
+
+    first, last = pair(section.get("beta_fast", 32)), pair(section.get("beta_slow", 1))
+    if section.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dim - 1)
+    out = []
+    for index, frequency in enumerate(base):
+        stretched = min(1.0, max(0.0, (index - first) / (last - first)))
+        out.append(frequency * (1.0 - stretched) + frequency / section["factor"] * stretched)
     return np.array(out)

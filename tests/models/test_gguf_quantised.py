@@ -42,12 +42,12 @@ ACTIVATIONS = 0.05
 
 
 def random_tensor(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> RawTensor:
-    """Return random codes, and scales that vary by a third."""
+    """Return random codes, and scales of either sign that vary by a third."""
     size = TYPES[kind].nbytes(shape)
     assert size is not None
     data = rng.integers(0, 256, size, dtype=np.uint8)
     blocks = data.reshape(-1, TYPES[kind].block_bytes)
-    factors = rng.uniform(0.8, 1.2, len(blocks))
+    factors = rng.uniform(0.8, 1.2, len(blocks)) * rng.choice([-1, 1], len(blocks))
     for offset, value in BLOCKS[kind].items():
         halves = (factors * value).astype("<f2")
         blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)

@@ -341,21 +341,18 @@ def ternary_mode(file: GgufFile, architecture: GgufArchitecture) -> str | None:
     models with those were trained with plain activations.
     """
     linears = [file.tensor(name) for name in file if _LINEAR.fullmatch(name)]
-    ternary = [tensor for tensor in linears if tensor.type.name in _ROW_TERNARY]
-    if linears and len(ternary) == len(linears):
-        mode = "offline"
-    elif architecture.ternary or all(t in ternary or t.type.dense for t in linears):
-        mode = "online"
-    else:
-        return None
+    others = [tensor for tensor in linears if tensor.type.name not in _ROW_TERNARY]
+    mode = "offline" if linears and not others else "online"
     if architecture.ternary:
         return mode
-    first = [tensor for tensor in ternary if tensor.name.startswith("blk.0.")]
-    return mode if ternary and all(_has_row_scales(file, tensor) for tensor in first) else None
+    if len(others) == len(linears) or any(tensor.type.dense is None for tensor in others):
+        return None
+    first = [tensor for tensor in linears if tensor.name.startswith("blk.0.")]
+    return mode if all(_has_row_scales(file, tensor) for tensor in first) else None
 
 
 def _has_row_scales(file: GgufFile, tensor: GgufTensor) -> bool:
-    """Return whether the first rows of a ternary tensor have a scale each."""
+    """Return whether the first rows of a linear have one scale each, if it is ternary."""
     if tensor.type.name not in _BLOCK_SCALED:
         return True
     end = min(_SCALE_ROWS, tensor.shape[0])

@@ -22,10 +22,9 @@ from ryzanstein.models.grouped import (
     held_format,
     pack_grouped,
 )
-from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes
+from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes, require_finite
 from ryzanstein.quant import (
     exact_ternary,
-    first_non_finite,
     output_scale,
     to_bfloat16,
     to_float32,
@@ -375,24 +374,15 @@ class WeightReader:
         if self._packed is not None:
             return self._packed.arrays(name)["values"]
         values = decode_halves(self._checkpoint, name, stored)
-        self._require_finite(name, values)
+        require_finite(self._checkpoint, name, values)
         self.objects[name] = {"values": values}
         self._done(name)
         return values
 
     def _finite(self, name: str) -> NDArray[Any]:
         array = self._checkpoint.view(name)
-        self._require_finite(name, array)
+        require_finite(self._checkpoint, name, array)
         return array
-
-    def _require_finite(self, name: str, array: NDArray[Any]) -> None:
-        index = first_non_finite(array)
-        if index is not None:
-            place = [int(i) for i in np.unravel_index(index, array.shape)]
-            raise CorruptFileError(
-                f"{self._checkpoint.where(name)} holds a NaN or infinity at {place}; download "
-                "the file again"
-            )
 
     def _same(self, first: str, second: str) -> bool:
         infos = [self._checkpoint.info(name) for name in (first, second)]

@@ -106,8 +106,6 @@ def describe_model(files: ModelFiles) -> ModelInfo:
     template = find_template(files)
     ChatTemplate.from_files(files, tokenizer.special_tokens)  # refuses one that does not parse
     packing = known_packing(config, isa=None, threads=default_threads())
-    linear = f"{family.layer.format(index=0)}{family.o_proj}.weight"
-    head = family.embedding if config.tie_word_embeddings else family.lm_head
     return ModelInfo(
         path=files.path,
         config=config,
@@ -123,11 +121,7 @@ def describe_model(files: ModelFiles) -> ModelInfo:
         notes=files.notes(),
         defaults=read_defaults(files),
         memory=estimate_memory(
-            config,
-            family,
-            None if packing is None else packing.kernels,
-            head_bytes=weights.info(head).nbytes,
-            float_bytes=4 if weights.info(linear).dtype == "F32" else 2,
+            weights, config, family, None if packing is None else packing.kernels
         ),
         free_bytes=read_host().free_bytes,
         packed_weights=_packed_weights(weights, config, packing),

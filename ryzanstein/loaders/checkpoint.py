@@ -78,6 +78,9 @@ class Checkpoint:
     def ternary_rows(self, name: str) -> None:
         """Return None: safetensors have no type for ternary codes."""
 
+    def grouped_rows(self, name: str) -> None:
+        """Return None: safetensors have no type for codes in groups."""
+
     def identity(self) -> dict[str, object]:
         """Return what changes when the weights do, as JSON values.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
-from ryzanstein.loaders.gguf_types import TERNARY_TYPES
+from ryzanstein.loaders.gguf_types import TERNARY_TYPES, row_scales
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +27,15 @@ __all__ = [
     "architecture_of",
     "is_tied",
     "model_config",
+    "ternary_mode",
 ]
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_LINEAR = re.compile(r"blk\.\d+\.(?:attn_(?:q|k|v|output)|ffn_(?:gate|up|down))\.weight")
+_ROW_TERNARY = frozenset(TERNARY_TYPES) - {"Q2_0", "PQ2_0"}
+_BLOCK_SCALED = ("TQ1_0", "TQ2_0")  # of those, with a scale for every 256 weights
+_SCALE_ROWS = 16  # of a matrix, to tell whether its rows have one scale
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -327,17 +332,39 @@ def _attention(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, Any]
     return added
 
 
-def _quantization(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
-    """Return the section that makes linears take 8-bit activations, where they were trained to.
+def ternary_mode(file: GgufFile, architecture: GgufArchitecture) -> str | None:
+    """Return the quantisation mode of linears that take 8-bit activations, None where none do.
 
-    That is so for BitNet's architectures, and for others where the linears are ternary throughout a
-    row. Q2_0 has scales within rows: models with those were trained with plain activations.
+    "offline" where all are stored as codes, "online" where some are floats. Linears were trained
+    with such activations in BitNet's architectures, and in others where they are ternary throughout
+    a row; converters store as floats what whole blocks do not divide. Q2_0 has scales within rows:
+    models with those were trained with plain activations.
     """
-    kind = _tensor(file, "blk.0.ffn_down.weight").type.name
-    is_ternary = kind in TERNARY_TYPES and kind not in ("Q2_0", "PQ2_0")
-    if not is_ternary and not architecture.ternary:
+    linears = [file.tensor(name) for name in file if _LINEAR.fullmatch(name)]
+    others = [tensor for tensor in linears if tensor.type.name not in _ROW_TERNARY]
+    mode = "offline" if linears and not others else "online"
+    if architecture.ternary:
+        return mode
+    if len(others) == len(linears) or any(tensor.type.dense is None for tensor in others):
+        return None
+    first = [tensor for tensor in linears if tensor.name.startswith("blk.0.")]
+    return mode if all(_has_row_scales(file, tensor) for tensor in first) else None
+
+
+def _has_row_scales(file: GgufFile, tensor: GgufTensor) -> bool:
+    """Return whether the first rows of a linear have one scale each, if it is ternary."""
+    if tensor.type.name not in _BLOCK_SCALED:
+        return True
+    end = min(_SCALE_ROWS, tensor.shape[0])
+    decoded = tensor.type.decode(file.view(tensor.name), tensor.shape, 0, end)
+    return row_scales(*decoded) is not None
+
+
+def _quantization(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
+    """Return the section that makes linears take 8-bit activations, where they were trained to."""
+    mode = ternary_mode(file, architecture)
+    if mode is None:
         return {}
-    mode = "offline" if is_ternary else "online"
     return {
         "quantization_config": {
             "quant_method": "bitnet",

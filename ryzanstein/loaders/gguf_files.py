@@ -13,7 +13,13 @@ import numpy as np
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
 from ryzanstein.loaders import gguf_tokenizer
 from ryzanstein.loaders.gguf import GgufFile
-from ryzanstein.loaders.gguf_config import architecture_of, is_tied, model_config
+from ryzanstein.loaders.gguf_config import architecture_of, is_tied, model_config, ternary_mode
+from ryzanstein.loaders.gguf_grouped import (
+    GroupedRows,
+    GroupedTensor,
+    grouped_format,
+    grouped_rows,
+)
 from ryzanstein.loaders.gguf_types import TERNARY_TYPES, row_scales
 from ryzanstein.loaders.safetensors import TensorInfo
 
@@ -90,14 +96,17 @@ class GgufFiles:
 
     def open_weights(self) -> GgufWeights:
         """Return the tensors by the names that transformers has for them."""
-        return GgufWeights(self._file, self._architecture, tied=self._tied)
+        ternary = ternary_mode(self._file, self._architecture) is not None
+        return GgufWeights(self._file, self._architecture, tied=self._tied, ternary=ternary)
 
 
 class GgufWeights:
     """The tensors of a GGUF file, in names, order of rows and values as transformers has them."""
 
-    def __init__(self, file: GgufFile, architecture: GgufArchitecture, *, tied: bool) -> None:
-        """Take a checked file; a head that is `tied` is left out.
+    def __init__(
+        self, file: GgufFile, architecture: GgufArchitecture, *, tied: bool, ternary: bool
+    ) -> None:
+        """Take a checked file; a head that is `tied` is left out, `ternary` is of the linears.
 
         Raises:
             CorruptFileError: two tensors that transformers would give one name.
@@ -105,6 +114,7 @@ class GgufWeights:
         self.path = file.path
         self._file = file
         self._architecture = architecture
+        self._ternary = ternary
         self._names: dict[str, str] = {}
         for stored in file:
             name = architecture.tensor_name(stored)
@@ -159,15 +169,22 @@ class GgufWeights:
         None where it is not ternary. Codes are int8 [n, K], scales float32 [n].
 
         Raises:
+            UnsupportedFormatError: a linear of floats in a ternary file that has no masters.
             UnsupportedFormatError: while iterating, a row with several scales, or bytes that the
                 tensor's type never has.
         """
         tensor = self._tensor(name)
         if tensor.type.name in TERNARY_TYPES:
             return self._ternary_rows(name)
-        if self._architecture.ternary and tensor.type.dense is not None and len(tensor.shape) == 2:
-            return self._ternary_floats(name)
-        return None
+        if not self._ternary or tensor.type.dense is None or len(tensor.shape) != 2:
+            return None
+        parts = self._ternary_floats(name)
+        if parts is None and not self._architecture.ternary:
+            raise UnsupportedFormatError(
+                f"{self.where(name)} is not ternary, as other linears of the file are; get a file "
+                "whose linears are all of one type"
+            )
+        return parts
 
     def _ternary_rows(
         self, name: str
@@ -199,7 +216,8 @@ class GgufWeights:
         """
         tensor = self._tensor(name)
         data = self._file.view(tensor.name)
-        ranges = list(_chunks(tensor.shape, 1))
+        head_dim = self._permuted_head_dim(name)
+        ranges = list(_chunks(tensor.shape, head_dim or 1))
 
         def values(begin: int, end: int) -> NDArray[np.float32]:
             return tensor.type.dequantize(data, tensor.shape, begin, end)
@@ -210,8 +228,41 @@ class GgufWeights:
             scale = scale or magnitudes.max()
             if not ((magnitudes == 0) | (magnitudes == scale)).all():
                 return None
-        parts = ((begin, np.sign(values(begin, end)).astype(np.int8)) for begin, end in ranges)
-        return ((begin, codes, np.full(len(codes), scale)) for begin, codes in parts)
+
+        def codes(begin: int, end: int) -> NDArray[np.int8]:
+            signs = np.sign(values(begin, end)).astype(np.int8)
+            return signs if head_dim is None else _unpermute(signs, head_dim)
+
+        return ((begin, codes(begin, end), np.full(end - begin, scale)) for begin, end in ranges)
+
+    def grouped_rows(self, name: str) -> GroupedTensor | None:
+        """Return a quantised matrix as codes in groups, to be read some rows at a time.
+
+        None for plain numbers.
+
+        Raises:
+            UnsupportedFormatError: while iterating, bytes that the tensor's type never has.
+        """
+        grouped = grouped_format(self._tensor(name).type)
+        return None if grouped is None else GroupedTensor(grouped, self._grouped_parts(name))
+
+    def _grouped_parts(self, name: str) -> Iterator[tuple[int, GroupedRows]]:
+        tensor = self._tensor(name)
+        head_dim = self._permuted_head_dim(name)
+        data = self._file.view(tensor.name)
+        for begin, end in _chunks(tensor.shape, head_dim or 1):
+            try:
+                rows = grouped_rows(tensor.type, data, tensor.shape, begin, end)
+            except UnsupportedFormatError as error:
+                raise UnsupportedFormatError(f"{self.where(name)}: {error}") from error
+            if head_dim is not None:
+                minima = rows.minima
+                rows = GroupedRows(
+                    _unpermute(rows.codes, head_dim),
+                    _unpermute(rows.scales, head_dim),
+                    None if minima is None else _unpermute(minima, head_dim),
+                )
+            yield begin, rows
 
     def identity(self) -> dict[str, object]:
         """Return what changes when the weights do, as JSON values."""

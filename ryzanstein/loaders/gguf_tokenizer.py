@@ -93,7 +93,7 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, object]:
     tokens, types = _tokens(metadata)
     if kind == "gpt2":
         vocab = {token: i for i, token in enumerate(tokens) if not is_filler(i, token, types[i])}
-        merges = _strings(metadata, "merges")
+        merges = _usable_merges(_strings(metadata, "merges"), vocab)
         return byte_level_bpe(vocab, merges, _rule(metadata), _added_tokens(tokens, types))
     return _sentencepiece(metadata, tokens, types)
 
@@ -177,6 +177,25 @@ def _kind(metadata: Mapping[str, Any]) -> str:
             "(byte-level BPE) and llama (SentencePiece BPE)"
         )
     return kind
+
+
+def _usable_merges(merges: list[str], vocab: Mapping[str, int]) -> list[str]:
+    """Return the merges that lead from tokens to a token.
+
+    Files have others, which llama.cpp accepts and the tokenizers library refuses.
+    """
+    usable = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if left in vocab and right in vocab and left + right in vocab:
+            usable.append(merge)
+    if len(usable) < len(merges):
+        _LOGGER.warning(
+            "%d of %d merges are left out: their tokens are not in the vocabulary",
+            len(merges) - len(usable),
+            len(merges),
+        )
+    return usable
 
 
 def _rule(metadata: Mapping[str, Any]) -> PreTokenizer:

@@ -1,7 +1,7 @@
 """The tensor types of GGUF files: how many bytes, and what numbers the bytes stand for.
 
-Layouts are those of ggml and its forks. Ternary types are decoded to codes and scales here, the
-other quantised ones by the gguf package.
+Layouts are those of ggml and its forks. Ternary types are decoded to codes and scales here, other
+quantised ones to codes and scales in `gguf_grouped` and to floats by the gguf package.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TensorType:
             codes, scales = self.decode(data, shape, begin, end)
             grouped = codes.reshape(*scales.shape, -1).astype(np.float32)
             return np.multiply(grouped, scales[..., None], out=grouped).reshape(codes.shape)
-        rows = self._rows(data, shape, begin, end)
+        rows = self.rows(data, shape, begin, end)
         if self.dense is not None:
             values = rows.view(self.dense)
             if self.name == "BF16":
@@ -91,11 +91,12 @@ class TensorType:
         """
         if self.decoder is None:  # I2_S, which is not stored by rows
             return _i2_s(data, shape[-1], begin, end)
-        return self.decoder(self._rows(data, shape, begin, end))
+        return self.decoder(self.rows(data, shape, begin, end))
 
-    def _rows(
+    def rows(
         self, data: NDArray[np.uint8], shape: tuple[int, ...], begin: int, end: int
     ) -> NDArray[np.uint8]:
+        """Return the bytes of rows [begin, end), uint8 [n, bytes]; I2_S is not stored by rows."""
         size = shape[-1] // self.block * self.block_bytes + self.row_bytes
         return data[begin * size : end * size].reshape(end - begin, size)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ryzanstein.loaders.gguf_grouped import GroupedTensor
     from ryzanstein.loaders.safetensors import TensorInfo
 
 __all__ = ["DirectoryFiles", "ModelFiles", "WeightSource", "open_files"]
@@ -57,6 +58,16 @@ class WeightSource(Protocol):
 
         Raises:
             UnsupportedFormatError: while iterating, a row with several scales.
+        """
+        ...
+
+    def grouped_rows(self, name: str) -> GroupedTensor | None:
+        """Return a matrix stored as codes in groups of columns, to be read some rows at a time.
+
+        None for any other tensor.
+
+        Raises:
+            UnsupportedFormatError: while iterating, bytes that the tensor's type never has.
         """
         ...
 

@@ -37,7 +37,7 @@ __all__ = ["PackedWeights", "WeightCache", "default_weight_cache"]
 PackedObjects: TypeAlias = "Mapping[str, Mapping[str, NDArray[Any]]]"
 
 _LOGGER = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2  # of what is kept for a model
 _BLOCK_BYTES = 8 << 20  # written at a time: some huge pages
 _ALIGNMENT = 64  # of arrays, in the file and so in the mapping: a cache line
 _SUFFIX, _TEMPORARY = ".safetensors", ".tmp"

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ryzanstein._core import DenseArray
     from ryzanstein.config import HeadKind, WeightKind
     from ryzanstein.loaders.model_files import ModelFiles, WeightSource
     from ryzanstein.loaders.weight_cache import PackedWeights, WeightCache
@@ -272,7 +271,7 @@ class _Build:
                 layers = list(pool.map(reader.layer, range(config.num_layers)))
             final_norm = reader.final_norm()
         decoder = Decoder(
-            _decoder_config(config, self.family, embedding),
+            _decoder_config(config, self.family, checkpoint.info(self.family.embedding).dtype),
             layers,
             embedding,
             final_norm,
@@ -295,7 +294,7 @@ def num_parameters(config: ModelConfig) -> int:
     return count_parameters(config, _FAMILIES[config.architecture])
 
 
-def _decoder_config(config: ModelConfig, family: Family, embedding: DenseArray) -> DecoderConfig:
+def _decoder_config(config: ModelConfig, family: Family, dtype: str) -> DecoderConfig:
     return DecoderConfig(
         hidden_size=config.hidden_size,
         num_heads=config.num_heads,
@@ -307,15 +306,21 @@ def _decoder_config(config: ModelConfig, family: Family, embedding: DenseArray) 
         activation=config.activation,
         inv_freq=np.stack([inverse_frequencies(rope, config.head_dim) for rope in config.ropes]),
         rope_attention_factor=config.ropes[0].attention_factor,
-        embedding_scale=_embedding_scale(config, embedding) if family.scales_embedding else 1.0,
+        embedding_scale=_embedding_scale(config, dtype) if family.scales_embedding else 1.0,
         attention_scale=config.attention_scale,
         attention_softcap=config.attention_softcap,
         final_softcap=config.final_softcap,
     )
 
 
-def _embedding_scale(config: ModelConfig, embedding: DenseArray) -> float:
-    """Return the root of the hidden size as transformers rounds it: to the embedding's type."""
+def _embedding_scale(config: ModelConfig, dtype: str) -> float:
+    """Return the root of the hidden size as transformers rounds it: to the embedding's type.
+
+    The quantised types of GGUF do not say what the embedding was before: it is left as float32.
+    """
     scale = np.array([math.sqrt(config.hidden_size)], np.float32)
-    stored = to_bfloat16(scale) if embedding.dtype == np.uint16 else scale.astype(embedding.dtype)
-    return float(to_float32(stored)[0])
+    if dtype == "BF16":
+        scale = to_float32(to_bfloat16(scale))
+    elif dtype == "F16":
+        scale = to_float32(scale.astype(np.float16))
+    return float(scale[0])

@@ -1,4 +1,4 @@
-"""What a model will take in memory, told from its configuration alone."""
+"""What a model will take in memory, told from its configuration and the headers of its tensors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from ryzanstein._core import PAGE_TOKENS, TernaryMatrix, kv_block_bytes
 from ryzanstein.models.feed_forward import resolve_skip_zeros
+from ryzanstein.models.grouped import grouped_matrix, held_format
 from ryzanstein.models.packing import resolve_head
-from ryzanstein.models.tensors import fused_shape, linear_shapes
+from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes
 from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ryzanstein.config import KVDtype
+    from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
@@ -55,42 +57,44 @@ class MemoryEstimate:
 
 
 def estimate_memory(
+    checkpoint: WeightSource,
     config: ModelConfig,
     family: Family,
     kernels: Mapping[tuple[int, int], str] | None,
     *,
-    head_bytes: int,
-    float_bytes: int = 2,
     kv_dtype: KVDtype = "f16",
 ) -> MemoryEstimate:
     """Return what a model will take.
 
     Args:
+        checkpoint: its tensors, of which only headers are looked at.
         config: of the model.
         family: of the model.
         kernels: those chosen for its shapes, None where that is not known yet.
-        head_bytes: what the head takes as it is stored.
-        float_bytes: what a weight of a linear takes where linears are floats.
         kv_dtype: how keys and values are stored.
     """
-    matrices = _layer_matrices(config, family)
     if config.quantization is None:
-        layer = sum(rows * columns for rows, columns in matrices) * float_bytes
+        weights = _plain_bytes(checkpoint, config, family)
     else:
         layer = sum(
             # Reserved, and never touched: the system gives it no memory.
             TernaryMatrix(
                 *shape, "two_bit" if kernels is None else format_of(kernels[shape])
             ).nbytes
-            for shape in matrices
+            for shape in _layer_matrices(config, family)
         )
-    if resolve_skip_zeros(None, config, None) == "down":
-        layer += config.hidden_size * config.intermediate_size // _SKIPPED_WEIGHTS_PER_BYTE
+        if resolve_skip_zeros(None, config, None) == "down":
+            layer += config.hidden_size * config.intermediate_size // _SKIPPED_WEIGHTS_PER_BYTE
+        weights = layer * config.num_layers
+    head = checkpoint.info(family.embedding if config.tie_word_embeddings else family.lm_head)
     block = kv_block_bytes(config.num_layers, config.num_kv_heads, config.head_dim, kv_dtype)
     return MemoryEstimate(
-        weights=layer * config.num_layers,
+        weights=weights,
         head=(
-            head_bytes
+            # Codes in groups are made float16.
+            head.nbytes
+            if head.dtype in FLOATS
+            else 2 * config.vocab_size * config.hidden_size
             if resolve_head("exact", config) == "dense"
             else coded_head_bytes(config.vocab_size, config.hidden_size)
         ),
@@ -98,6 +102,22 @@ def estimate_memory(
         kv_context=block * -(-config.max_position_embeddings // PAGE_TOKENS),
         is_exact=kernels is not None,
     )
+
+
+def _plain_bytes(checkpoint: WeightSource, config: ModelConfig, family: Family) -> int:
+    """Return what the linears of a model that is not ternary take, each as it is stored."""
+    layers = [family.layer.format(index=index) for index in range(config.num_layers)]
+    total = 0
+    for linear in linear_shapes(config, family):
+        for layer in layers:
+            name = f"{layer}{linear}.weight"
+            grouped = held_format(checkpoint, name, "auto")
+            info = checkpoint.info(name)
+            rows, columns = info.shape
+            total += (
+                info.nbytes if grouped is None else grouped_matrix((rows, columns), grouped).nbytes
+            )
+    return total
 
 
 def _layer_matrices(config: ModelConfig, family: Family) -> list[tuple[int, int]]:

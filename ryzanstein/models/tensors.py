@@ -1,19 +1,24 @@
 """Which tensors a checkpoint must hold, and the check that it holds exactly those.
 
-Everything a header can tell is checked here, before any weight is read.
+Everything a header can tell is checked before any weight is read.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
 from ryzanstein.loaders.gguf_types import TERNARY_TYPES, TYPES
+from ryzanstein.quant import first_non_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Set
+
+    from numpy.typing import NDArray
 
     from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.models.config import ModelConfig
@@ -26,6 +31,7 @@ __all__ = [
     "fused_shape",
     "linear_shapes",
     "matrix_shapes",
+    "require_finite",
 ]
 
 FLOATS = ("F32", "F16", "BF16")
@@ -107,6 +113,20 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
             f"{checkpoint.where(unread[0])} (and {len(unread) - 1} more) is not part of "
             f"{config.architecture} with this config.json; without it the model would compute "
             "something else. Check architectures, num_hidden_layers and quantization_config"
+        )
+
+
+def require_finite(checkpoint: WeightSource, name: str, values: NDArray[Any]) -> None:
+    """Demand that the values of a tensor are numbers.
+
+    Raises:
+        CorruptFileError: a NaN or infinity in them.
+    """
+    index = first_non_finite(values)
+    if index is not None:
+        place = [int(i) for i in np.unravel_index(index, values.shape)]
+        raise CorruptFileError(
+            f"{checkpoint.where(name)} holds a NaN or infinity at {place}; download the file again"
         )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from ryzanstein._core import (
     DenseMatrix,
-    GroupedMatrix,
     LayerWeights,
     Linear,
     TernaryMatrix,
@@ -16,10 +15,16 @@ from ryzanstein._core import (
 )
 from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
-from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes
+from ryzanstein.models.grouped import (
+    ROUNDED_FORMATS,
+    decode_halves,
+    grouped_matrix,
+    held_format,
+    pack_grouped,
+)
+from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes, require_finite
 from ryzanstein.quant import (
     exact_ternary,
-    first_non_finite,
     output_scale,
     to_bfloat16,
     to_float32,
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ryzanstein._core import DenseArray, F32Array
-    from ryzanstein.config import WeightKind
+    from ryzanstein.loaders.gguf_grouped import GroupedFormat
     from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.loaders.weight_cache import PackedWeights
     from ryzanstein.models.config import ModelConfig
@@ -42,8 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["WeightReader"]
 
 _COMPARE_ROWS = 4096
-# Of the weights that are rounded to codes in groups.
-_GROUPED_BITS: dict[WeightKind, int] = {"int8": 8, "int4": 4}
 
 
 class WeightReader:
@@ -169,7 +172,7 @@ class WeightReader:
 
     def mapped_bytes(self) -> int:
         """Return the bytes of linears that are read from the files in place."""
-        if self._config.quantization is not None or self._packing.weights in _GROUPED_BITS:
+        if self._config.quantization is not None or self._packing.weights in ROUNDED_FORMATS:
             return 0
         layers = [self._family.layer.format(index=i) for i in range(self._config.num_layers)]
         names = [f"{layer}{linear}.weight" for layer in layers for linear in self._shapes]
@@ -181,22 +184,22 @@ class WeightReader:
         return self._norm(self._family.final_norm)
 
     def embedding(self) -> DenseArray:
-        """Return the embedding [V, hidden] as a view of the file.
+        """Return the embedding [V, hidden], a view of the file where that holds plain numbers.
 
         Raises:
             CorruptFileError: a NaN or infinity in it.
         """
-        return self._dense(self._family.embedding)
+        return self._vocabulary(self._family.embedding)
 
     def lm_head(self) -> DenseArray | None:
-        """Return the output head [V, hidden] as a view of the file, or None where it is tied.
+        """Return the output head [V, hidden] like the embedding, or None where it is tied.
 
         Raises:
             CorruptFileError: a NaN or infinity in it, or a tied head stored with other values.
         """
         name = self._family.lm_head
         if not self._config.tie_word_embeddings:
-            return self._dense(name)
+            return self._vocabulary(name)
         if (
             self._packed is None
             and name in self._checkpoint
@@ -218,14 +221,24 @@ class WeightReader:
         """Return one fused linear, or one for each name where they cannot be one matrix."""
         quantization = self._config.quantization
         if quantization is None:
-            if self._packing.weights in _GROUPED_BITS:
-                return [self._grouped_linear(prefix, names)]
-            return [self._dense_linear(prefix, name) for name in names]
+            return self._plain_linears(prefix, names)
         if not quantization.input_norm:
             return [self._linear(prefix, names)]
         epsilon = quantization.input_norm_eps
         norms = {name: self._norm(prefix + name + self._family.linear_norm) for name in names}
         return [self._linear(prefix, (name,), norms[name], epsilon) for name in names]
+
+    def _plain_linears(self, prefix: str, names: tuple[str, ...]) -> list[Linear]:
+        kind = self._packing.weights
+        formats = [held_format(self._checkpoint, f"{prefix}{name}.weight", kind) for name in names]
+        if formats[0] is not None and len(set(formats)) == 1:
+            return [self._grouped_linear(prefix, names, formats[0])]
+        return [
+            self._dense_linear(prefix, name)
+            if grouped is None
+            else self._grouped_linear(prefix, (name,), grouped)
+            for name, grouped in zip(names, formats, strict=True)
+        ]
 
     def _linear(
         self, prefix: str, names: tuple[str, ...], norm: F32Array | None = None, eps: float = 0.0
@@ -246,21 +259,19 @@ class WeightReader:
         is_short = self._checkpoint.info(name).dtype in ("F16", "BF16")
         return self._packing.weights == "bf16" and not is_short
 
-    def _grouped_linear(self, prefix: str, names: tuple[str, ...]) -> Linear:
+    def _grouped_linear(
+        self, prefix: str, names: tuple[str, ...], grouped: GroupedFormat
+    ) -> Linear:
         shape = fused_shape(self._shapes, names)
-        bits = _GROUPED_BITS[self._packing.weights]
         bias = self._bias(prefix, names)
         key = self._key(prefix, names)
         if self._packed is not None:
-            return Linear(GroupedMatrix(*shape, bits, arrays=self._packed.arrays(key)), bias=bias)
-        matrix = GroupedMatrix(*shape, bits)
+            return Linear(grouped_matrix(shape, grouped, self._packed.arrays(key)), bias=bias)
+        matrix = grouped_matrix(shape, grouped)
         row = 0
         for name in names:
             weight = f"{prefix}{name}.weight"
-            try:
-                matrix.pack_float(row, self._checkpoint.view(weight))
-            except QuantizationError as error:
-                raise QuantizationError(f"{self._checkpoint.where(weight)}: {error}") from error
+            pack_grouped(matrix, row, self._checkpoint, weight, self._packing.weights)
             self._done(weight)
             row += self._shapes[name][0]
         self.objects[key] = matrix.arrays()
@@ -355,15 +366,22 @@ class WeightReader:
         self._advance(self._checkpoint.info(name).nbytes)
         return array
 
+    def _vocabulary(self, name: str) -> DenseArray:
+        """Return a row for each token: rows are looked up, so codes in groups become float16."""
+        stored = self._checkpoint.grouped_rows(name)
+        if stored is None:
+            return self._dense(name)
+        if self._packed is not None:
+            return self._packed.arrays(name)["values"]
+        values = decode_halves(self._checkpoint, name, stored)
+        require_finite(self._checkpoint, name, values)
+        self.objects[name] = {"values": values}
+        self._done(name)
+        return values
+
     def _finite(self, name: str) -> NDArray[Any]:
         array = self._checkpoint.view(name)
-        index = first_non_finite(array)
-        if index is not None:
-            place = [int(i) for i in np.unravel_index(index, array.shape)]
-            raise CorruptFileError(
-                f"{self._checkpoint.where(name)} holds a NaN or infinity at {place}; download "
-                "the file again"
-            )
+        require_finite(self._checkpoint, name, array)
         return array
 
     def _same(self, first: str, second: str) -> bool:

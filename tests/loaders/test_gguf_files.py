@@ -156,9 +156,27 @@ def test_ternary_tensors_come_as_codes(kind: str, tmp_path: Path) -> None:
     assert np.array_equal(found.view(PROJECTION), codes * 0.5)
 
 
+@pytest.mark.parametrize("name", ["attn_q", "attn_v"])
+def test_quantised_tensors_come_as_groups(name: str, tmp_path: Path) -> None:
+    """In several parts, rows of q in transformers' order."""
+    values = np.random.default_rng(5).standard_normal((4160, 256)).astype(np.float32)
+    data = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1).tobytes()
+    tensor = RawTensor(NUMBERS["Q4_1"], values.shape, data)
+    found = weights(tmp_path, "llama", **{f"blk__0__{name}__weight": tensor})
+    own = f"model.layers.0.self_attn.{name[-1]}_proj.weight"
+    grouped = found.grouped_rows(own)
+    assert grouped is not None
+    begins, parts = zip(*grouped.parts, strict=True)
+    assert begins == (0, len(parts[0].codes))
+    codes, scales, minima = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    back = codes.reshape(*scales.shape, -1) * scales[..., None] + minima[..., None]
+    assert np.array_equal(back.reshape(codes.shape), found.view(own))
+
+
 def test_other_tensors_have_no_codes(tmp_path: Path) -> None:
     found = weights(tmp_path, "qwen2", output_norm__weight=floats(np.ones(4)))
     assert found.ternary_rows("model.norm.weight") is None
+    assert found.grouped_rows("model.norm.weight") is None
 
 
 def test_ternary_tensors_that_cannot_be_packed(tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ def test_pre_tokenizers_cut_where_the_models_do() -> None:
         assert pieces == expected, name
 
 
+def test_merges_of_what_is_no_token_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """llama.cpp accepts them; the tokenizers library refuses the whole file."""
+    metadata = SMALL | {
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": ["a", "b", "c", "ab", "xab"],
+        "tokenizer.ggml.token_type": [1] * 5,
+        "tokenizer.ggml.merges": ["b c", "a b", "x ab"],
+    }
+    assert backend(metadata).encode("abc").tokens == ["ab", "c"]
+    assert "2 of 3 merges are left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -11,7 +11,9 @@ import pytest
 from gguf_bytes import NUMBERS, quantize_ternary
 
 from ryzanstein.errors import UnsupportedFormatError
+from ryzanstein.loaders.gguf_grouped import grouped_format, grouped_rows
 from ryzanstein.loaders.gguf_types import TERNARY_TYPES, TYPES, row_scales, types_numbered
+from ryzanstein.models.grouped import grouped_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +67,29 @@ def test_sizes_are_those_of_the_gguf_package(kind: str) -> None:
     block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     assert TYPES[kind].nbytes((3, 4, 5 * block)) == 60 * block_bytes
     assert block == 1 or TYPES[kind].nbytes((4, block + 1)) is None
+
+
+@pytest.mark.parametrize("kind", sorted(set(TYPES) - {"F32", "F16", "BF16"}))
+def test_groups_hold_the_values_exactly(kind: str) -> None:
+    """More rows than a panel has; K that does not fill the last group where a type allows that."""
+    shape = (70, 192 if kind == "I2_S" or TYPES[kind].block <= 64 else COLUMNS)
+    rng = np.random.default_rng(3)
+    if kind in FORKS:
+        codes = rng.integers(-1, 2, shape)
+        data = np.frombuffer(quantize_ternary(kind, codes, 0.3), np.uint8)
+    else:
+        data = random_bytes(kind, 70, rng)[: TYPES[kind].nbytes(shape)]
+    expected = TYPES[kind].dequantize(data, shape, 0, 70)
+    grouped = grouped_format(TYPES[kind])
+    assert grouped is not None
+    matrix = grouped_matrix(shape, grouped)
+    for begin, end in ((0, 5), (5, 70)):
+        matrix.pack_codes(begin, *grouped_rows(TYPES[kind], data, shape, begin, end))
+    assert np.array_equal(matrix.dequantize(), expected)
+
+
+def test_plain_numbers_have_no_groups() -> None:
+    assert [grouped_format(TYPES[kind]) for kind in ("F32", "F16", "BF16")] == [None] * 3
 
 
 def i2_s(data: bytes, n: int, columns: int, index: int) -> tuple[int, float]:

@@ -108,8 +108,8 @@ def test_a_gguf_computes_what_the_directory_does(name: str, tmp_path: Path) -> N
     assert np.array_equal(logits(path), logits(write_checkpoint(tmp_path / "hf", config, rounded)))
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
-def test_quantised_linears_are_their_values(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_rounded_linears_are_their_values(kind: str, tmp_path: Path) -> None:
     config, architecture = ARCHITECTURES["mistral"]
     tensors = random_tensors(config, 1, "F32")
     path = tmp_path / "model.gguf"

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from checkpoints import (
     Config,
     Stored,
@@ -16,7 +17,11 @@ from checkpoints import (
     store,
     write_checkpoint,
 )
+from gguf_bytes import NUMBERS, GgufBytes, RawTensor
+from gguf_models import LLAMA, TernaryModel
 from golden.specs import SPECS
+
+from ryzanstein.loaders.gguf_types import TYPES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,12 +108,41 @@ def test_stored_floats_are_mapped_and_rounded_ones_held_once(tmp_path: Path) -> 
     assert peak < 2 * (linears / 2)
 
 
-def measure(directory: Path, weights: WeightKind) -> tuple[int, int, int]:
+@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K"])
+def test_quantised_tensors_are_packed_without_floats(kind: str, tmp_path: Path) -> None:
+    """35 MB of blocks or more: as float32 they would be 250 MB."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 1}
+    config: Config = LLAMA | sizes
+    model = TernaryModel(LLAMA)
+    model.config = config
+    shapes = {f"model.layers.0.{n}": shape for n, shape in linear_shapes(config).items()}
+    shapes |= {"model.embed_tokens": (96, 2048), "lm_head": (96, 2048)}
+    tensors = {}
+    for name, shape in shapes.items():
+        size = TYPES[kind].nbytes(shape)
+        assert size is not None
+        tensors[model.stored_name(name)] = RawTensor(NUMBERS[kind], shape, bytes(size))
+    for name in ("model.norm", *(f"model.layers.0.{n}" for n in norm_sizes(config))):
+        ones = np.ones(2048, "<f4")
+        tensors[model.stored_name(name)] = RawTensor(NUMBERS["F32"], ones.shape, ones.tobytes())
+    content = GgufBytes(model.metadata("llama"), tensors)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content.serialize())
+    size = path.stat().st_size
+    del content, tensors
+    assert size > 32 << 20
+    for is_warm in (False, True):
+        peak, _, mapped_bytes = measure(path, "auto")
+        assert (mapped_bytes > 0.9 * size) == is_warm
+        assert peak < 2 * size
+
+
+def measure(path: Path, weights: WeightKind) -> tuple[int, int, int]:
     """Return what a load in a process of its own took at most, what it keeps as memory of its own,
     and what it keeps mapped, in bytes.
     """
-    cache = str(directory / "cache")
-    command = [sys.executable, "-P", "-c", PROGRAM, str(directory), cache, weights]
+    cache = str((path if path.is_dir() else path.parent) / "cache")
+    command = [sys.executable, "-P", "-c", PROGRAM, str(path), cache, weights]
     result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     peak, own, mapped_bytes = map(int, result.stdout.split())
     return peak * 1024, own * 1024, mapped_bytes

@@ -1,0 +1,87 @@
+"""Matrices in groups of columns: rounded to them at load, or kept in the groups of their file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ryzanstein._core import GroupedMatrix
+from ryzanstein.errors import QuantizationError
+from ryzanstein.loaders.gguf_grouped import GroupedFormat
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ryzanstein._core import U8Array
+    from ryzanstein.config import WeightKind
+    from ryzanstein.loaders.gguf_grouped import GroupedTensor
+    from ryzanstein.loaders.model_files import WeightSource
+
+__all__ = ["ROUNDED_FORMATS", "decode_halves", "grouped_matrix", "held_format", "pack_grouped"]
+
+# Of the weights that are rounded at load.
+ROUNDED_FORMATS: dict[WeightKind, GroupedFormat] = {
+    "int8": GroupedFormat(8, 32),
+    "int4": GroupedFormat(4, 32),
+}
+
+
+def held_format(checkpoint: WeightSource, weight: str, kind: WeightKind) -> GroupedFormat | None:
+    """Return the format that a linear is held in, None where it is held as floats."""
+    stored = checkpoint.grouped_rows(weight) if kind == "auto" else None
+    return ROUNDED_FORMATS.get(kind) if stored is None else stored.format
+
+
+def grouped_matrix(
+    shape: tuple[int, int], grouped: GroupedFormat, arrays: dict[str, U8Array] | None = None
+) -> GroupedMatrix:
+    """Return a matrix of a format, of `arrays` or to be packed.
+
+    Raises:
+        ValidationError: arrays that are not what such a matrix has.
+    """
+    bits, group, scale_dtype, has_minimum = grouped
+    return GroupedMatrix(*shape, bits, group, scale_dtype, has_minimum, arrays)
+
+
+def pack_grouped(
+    matrix: GroupedMatrix, row: int, checkpoint: WeightSource, weight: str, kind: WeightKind
+) -> None:
+    """Fill the rows from `row` on from a tensor, in the format that `held_format` returned.
+
+    Raises:
+        QuantizationError: a weight or scale that is not finite or too large.
+        UnsupportedFormatError: bytes that the tensor's type never has.
+    """
+    stored = checkpoint.grouped_rows(weight) if kind == "auto" else None
+    try:
+        if stored is None:
+            matrix.pack_float(row, checkpoint.view(weight))
+        else:
+            for begin, rows in stored.parts:
+                matrix.pack_codes(row + begin, *rows)
+    except QuantizationError as error:
+        raise QuantizationError(f"{checkpoint.where(weight)}: {error}") from error
+
+
+def decode_halves(
+    checkpoint: WeightSource, name: str, stored: GroupedTensor
+) -> NDArray[np.float16]:
+    """Return a tensor's values rounded to float16, decoded a few rows at a time.
+
+    Raises:
+        QuantizationError: a scale that is not finite.
+        UnsupportedFormatError: bytes that the tensor's type never has.
+    """
+    rows, columns = checkpoint.info(name).shape
+    values = np.empty((rows, columns), np.float16)
+    try:
+        for begin, part in stored.parts:
+            matrix = grouped_matrix((len(part.codes), columns), stored.format)
+            matrix.pack_codes(0, *part)
+            with np.errstate(over="ignore"):  # infinities are found by whoever checks values
+                values[begin : begin + len(part.codes)] = matrix.dequantize()
+    except QuantizationError as error:
+        raise QuantizationError(f"{checkpoint.where(name)}: {error}") from error
+    return values

@@ -1,0 +1,150 @@
+"""Linears of quantised types are computed with in the groups of their file."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from gguf_bytes import NUMBERS, GgufBytes, RawTensor, quantize_ternary
+from gguf_models import LLAMA, TernaryModel
+from golden.engine import Sequence
+
+from ryzanstein.errors import UnsupportedFormatError
+from ryzanstein.loaders.gguf_types import TYPES
+from ryzanstein.loaders.model_files import open_files
+from ryzanstein.loaders.weight_cache import WeightCache
+from ryzanstein.models import load_model, read_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# Of a block: the offsets of its float16 numbers, and values with which random codes give weights of
+# mean zero and magnitude near 1 / 16, one over the root of the columns.
+BLOCKS: dict[str, dict[int, float]] = {
+    "Q4_0": {0: 0.0135},
+    "Q4_1": {0: 0.0135, 2: -7.5 * 0.0135},
+    "Q5_0": {0: 0.0068},
+    "Q8_0": {0: 0.00085},
+    "Q4_K": {0: 0.0003, 2: 7.5 * 0.0003},
+    "Q5_K": {0: 0.00015, 2: 15.5 * 0.00015},
+    "Q6_K": {208: 0.000046},
+    "Q2_0": {0: 0.05},
+    "PQ2_0": {0: 0.05},
+    "TQ2_0": {64: 0.05},
+}
+MIXED = {"attn_q": "Q4_K", "attn_k": "Q8_0", "attn_v": "Q6_K", "ffn_down": "F32"}
+# Relative to the logits' spread: activations in 8 bits err by 1 % of it in each of 14 linears.
+ACTIVATIONS = 0.05
+
+
+def random_tensor(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> RawTensor:
+    """Return random codes, and scales of either sign that vary by a third."""
+    size = TYPES[kind].nbytes(shape)
+    assert size is not None
+    data = rng.integers(0, 256, size, dtype=np.uint8)
+    blocks = data.reshape(-1, TYPES[kind].block_bytes)
+    factors = rng.uniform(0.8, 1.2, len(blocks)) * rng.choice([-1, 1], len(blocks))
+    for offset, value in BLOCKS[kind].items():
+        halves = (factors * value).astype("<f2")
+        blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
+    return RawTensor(NUMBERS[kind], shape, data.tobytes())
+
+
+def quantised(kinds: dict[str, str], default: str) -> GgufBytes:
+    """Return a model whose linears, embedding and head are of a type, some of others."""
+    content = TernaryModel(LLAMA).gguf("F32", "llama")
+    rng = np.random.default_rng(8)
+    tensors = dict(content.tensors)
+    for name, tensor in tensors.items():
+        kind = kinds.get(name.split(".")[-2], default)
+        if len(tensor.shape) == 2 and kind != "F32":
+            tensors[name] = random_tensor(kind, tensor.shape, rng)
+    return dataclasses.replace(content, tensors=tensors)
+
+
+def as_floats(content: GgufBytes) -> GgufBytes:
+    """Return the same model with every tensor as float32."""
+    numbers = {number: kind for kind, number in NUMBERS.items()}
+
+    def dequantized(tensor: RawTensor) -> RawTensor:
+        kind = TYPES[numbers[tensor.type]]
+        data = np.frombuffer(tensor.data, np.uint8)
+        shape = tensor.shape if len(tensor.shape) == 2 else (1, *tensor.shape)
+        values = kind.dequantize(data, shape, 0, shape[0])
+        return RawTensor(NUMBERS["F32"], tensor.shape, values.astype("<f4").tobytes())
+
+    tensors = {name: dequantized(tensor) for name, tensor in content.tensors.items()}
+    return dataclasses.replace(content, tensors=tensors)
+
+
+def write(path: Path, content: GgufBytes) -> Path:
+    path.write_bytes(content.serialize())
+    return path
+
+
+def logits(path: Path, cache: WeightCache | None = None) -> NDArray[np.float32]:
+    model = load_model(open_files(path), threads=2, isa=None, weight_cache=cache)
+    return Sequence(model, 40).extend(np.arange(40))[1]
+
+
+@pytest.mark.parametrize("kind", [*BLOCKS, "mixed"])
+def test_logits_are_those_of_the_values(kind: str, tmp_path: Path) -> None:
+    content = quantised(MIXED, "Q5_0") if kind == "mixed" else quantised({}, kind)
+    path = write(tmp_path / "model.gguf", content)
+    found = logits(path)
+    expected = logits(write(tmp_path / "floats.gguf", as_floats(content)))
+    assert np.std(found - expected) < ACTIVATIONS * np.std(expected)
+    cache = WeightCache(tmp_path / "cache", 1 << 30, minimum_bytes=0)
+    for _ in range(2):  # packed, then as it was kept
+        assert np.array_equal(logits(path, cache), found)
+    assert len(list(cache.directory.iterdir())) == 1
+
+
+def test_a_ternary_file_with_floats_beside(tmp_path: Path) -> None:
+    """A converter keeps as floats what whole blocks do not divide."""
+    model = TernaryModel(LLAMA)
+    content = model.gguf("TQ2_0", "llama")
+    expected = logits(write(tmp_path / "all.gguf", content))
+    floats = model.gguf("F16", "llama").tensors
+    kept = {name: floats[name] for name in floats if "ffn_down" in name or "attn_q" in name}
+    path = write(
+        tmp_path / "model.gguf", dataclasses.replace(content, tensors={**content.tensors, **kept})
+    )
+    quantization = read_config(open_files(path)).quantization
+    assert quantization is not None
+    assert quantization.mode == "online"
+    assert np.array_equal(logits(path), expected)
+
+
+def test_floats_of_a_ternary_file_must_be_ternary(tmp_path: Path) -> None:
+    content = TernaryModel(LLAMA).gguf("TQ2_0", "llama")
+    values = np.random.default_rng(2).standard_normal((256, 512)).astype("<f2")
+    other = {"blk.1.ffn_down.weight": RawTensor(NUMBERS["F16"], values.shape, values.tobytes())}
+    path = write(
+        tmp_path / "model.gguf", dataclasses.replace(content, tensors={**content.tensors, **other})
+    )
+    with pytest.raises(
+        UnsupportedFormatError, match=r"blk\.1\.ffn_down.* is not ternary, as other"
+    ):
+        logits(path)
+
+
+def test_ternary_linears_beside_quantised_ones_are_groups(tmp_path: Path) -> None:
+    content = TernaryModel(LLAMA).gguf("TQ2_0", "llama")
+    rng = np.random.default_rng(5)
+    codes = rng.integers(-1, 2, (256, 256))
+    others = {
+        "blk.0.ffn_down.weight": random_tensor("Q4_0", (256, 512), rng),
+        "blk.1.attn_output.weight": RawTensor(
+            NUMBERS["I2_S"], codes.shape, quantize_ternary("I2_S", codes, 0.07)
+        ),
+    }
+    mixed = dataclasses.replace(content, tensors={**content.tensors, **others})
+    path = write(tmp_path / "model.gguf", mixed)
+    assert read_config(open_files(path)).quantization is None
+    found, expected = logits(path), logits(write(tmp_path / "floats.gguf", as_floats(mixed)))
+    assert np.std(found - expected) < ACTIVATIONS * np.std(expected)

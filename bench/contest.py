@@ -36,17 +36,17 @@ class Row:
     Args:
         test: as `tg64@d2048`.
         engine: name, build and what else decides its speed.
-        tier: of this engine, or None for a peer.
+        variant: of this engine, tier and head, or None for a peer.
         tokens_per_second: median over the repetitions.
         spread: their range over the median.
-        ratios: tier of this engine -> median over repetitions of its speed over this row's.
+        ratios: variant of this engine -> median over repetitions of its speed over this row's.
         samples: one figure per repetition.
         n_threads: of every engine.
     """
 
     test: str
     engine: str
-    tier: str | None
+    variant: str | None
     tokens_per_second: float
     spread: float
     ratios: dict[str, float]
@@ -66,7 +66,7 @@ def measure(
     """Time every workload on every engine, in turns.
 
     Args:
-        ours: this engine by tier; each gets a ratio in every row.
+        ours: this engine by variant; each gets a ratio in every row.
         peers: what to compare with.
         workloads: what to time.
         repetitions: runs of each.
@@ -90,8 +90,8 @@ def measure(
                 progress.advance(task)
         own = dict(zip(ours, samples, strict=False))
         rows += [
-            _row(workload, contestant.name, tier, rates, own, threads)
-            for (tier, contestant), rates in zip(contestants, samples, strict=True)
+            _row(workload, contestant.name, variant, rates, own, threads)
+            for (variant, contestant), rates in zip(contestants, samples, strict=True)
             if rates
         ]
     return rows
@@ -100,7 +100,7 @@ def measure(
 def _row(
     workload: Workload,
     engine: str,
-    tier: str | None,
+    variant: str | None,
     rates: list[float],
     own: Mapping[str, list[float]],
     threads: int,
@@ -109,7 +109,7 @@ def _row(
     return Row(
         test=workload.name,
         engine=engine,
-        tier=tier,
+        variant=variant,
         tokens_per_second=median,
         spread=(max(rates) - min(rates)) / median,
         ratios={

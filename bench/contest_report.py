@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
 
     from bench.contest import Row
 
-__all__ = ["TARGETS", "make_table", "save_chart", "to_markdown"]
+__all__ = ["TARGETS", "Targets", "make_table", "save_chart", "to_markdown"]
 
-# Tier -> test -> how many times as fast as llama.cpp's TQ2_0 this engine is to be.
-TARGETS = {
-    "avx512": {"tg64": 3.5, "tg32@d2048": 3.5, "tg32xb8": 6.5, "pp512": 5.6},
-    "avx2": {"tg64": 1.5, "pp512": 1.5},
+Targets: TypeAlias = "Mapping[str, Mapping[str, float]]"
+
+# Preset -> tier -> test -> how many times as fast as llama.cpp this engine is to be.
+TARGETS: dict[str, Targets] = {
+    "2b-4t": {
+        "avx512": {"tg64": 3.5, "tg32@d2048": 3.5, "tg32xb8": 6.5, "pp512": 5.6},
+        "avx2": {"tg64": 1.5, "pp512": 1.5},
+    },
+    "gemma-2b": {tier: {"tg64": 1.0, "pp512": 1.5} for tier in ("avx512", "avx2")},
 }
-_COLOURS = {"avx512": "tab:blue", "avx2": "tab:orange", "scalar": "tab:green"}
 _BAR_INCHES = 0.24
 _PANEL_INCHES = 0.5  # besides its bars
 _WIDTH_INCHES = 8.5
@@ -48,14 +52,21 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def save_chart(rows: Sequence[Row], path: Path, caption: str) -> None:
-    """Draw each tier's ratio to each peer: a panel per test, the targets as marks."""
+def save_chart(rows: Sequence[Row], path: Path, caption: str, targets: Targets) -> None:
+    """Draw each variant's ratio to each peer: a panel per test, the targets as marks.
+
+    Args:
+        rows: of `bench.contest.measure`.
+        path: the file; its suffix is the format.
+        caption: what was measured.
+        targets: variant -> test -> the ratio to mark.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     tests = {row.test: [other for other in rows if other.test == row.test] for row in rows}
     heights = [
-        sum(len(row.ratios) for row in members if row.tier is None) * _BAR_INCHES + _PANEL_INCHES
+        sum(len(row.ratios) for row in members if row.variant is None) * _BAR_INCHES + _PANEL_INCHES
         for members in tests.values()
     ]
     figure = Figure(figsize=(_WIDTH_INCHES, sum(heights) + 1.2), layout="constrained")
@@ -63,8 +74,8 @@ def save_chart(rows: Sequence[Row], path: Path, caption: str) -> None:
         len(tests), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
     )
     for axes, (test, members) in zip(grid.ravel().tolist(), tests.items(), strict=True):
-        _draw(axes, test, members)
-    marks = [TARGETS.get(tier, {}).get(row.test, 0.0) for row in rows for tier in row.ratios]
+        _draw(axes, test, members, targets)
+    marks = [targets.get(ours, {}).get(row.test, 0.0) for row in rows for ours in row.ratios]
     longest = max(marks + [ratio for row in rows for ratio in row.ratios.values()])
     grid[-1, 0].set_xlim(0, longest * 1.4)  # room for the figures behind the bars
     grid[-1, 0].set_xlabel("times as fast as the peer; red: the target")
@@ -76,7 +87,7 @@ def save_chart(rows: Sequence[Row], path: Path, caption: str) -> None:
 
 
 def _header(rows: Sequence[Row]) -> list[str]:
-    return ["test", "engine", "tok/s", "spread", *(f"{tier} over it" for tier in rows[0].ratios)]
+    return ["test", "engine", "tok/s", "spread", *(f"{ours} over it" for ours in rows[0].ratios)]
 
 
 def _cells(row: Row) -> list[str]:
@@ -84,15 +95,15 @@ def _cells(row: Row) -> list[str]:
     return [row.test, row.engine, f"{row.tokens_per_second:.1f}", f"{row.spread:.0%}", *ratios]
 
 
-def _draw(axes: Axes, test: str, members: Sequence[Row]) -> None:
+def _draw(axes: Axes, test: str, members: Sequence[Row], targets: Targets) -> None:
     """Draw the bars of one test, those of a peer together."""
-    own = {row.tier: row for row in members if row.tier is not None}
-    peers = [row for row in members if row.tier is None]
-    for index, (tier, ours) in enumerate(own.items()):
+    own = {row.variant: row for row in members if row.variant is not None}
+    peers = [row for row in members if row.variant is None]
+    for index, (variant, ours) in enumerate(own.items()):
         places = [place * (len(own) + 0.5) + index for place in range(len(peers))]
-        ratios = [peer.ratios[tier] for peer in peers]
-        axes.barh(places, ratios, 0.85, label=ours.engine, color=_COLOURS[tier])
-        target = TARGETS.get(tier, {}).get(test, 0.0)
+        ratios = [peer.ratios[variant] for peer in peers]
+        axes.barh(places, ratios, 0.85, label=ours.engine)
+        target = targets.get(variant, {}).get(test, 0.0)
         for place, ratio, peer in zip(places, ratios, peers, strict=True):
             if target:
                 axes.plot([target] * 2, [place - 0.42, place + 0.42], color="red", linewidth=2)

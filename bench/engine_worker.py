@@ -11,7 +11,7 @@ from bench.worker import Job, serve
 from ryzanstein import _core
 from ryzanstein.bench.runner import Runner
 from ryzanstein.bench.workload import Workload
-from ryzanstein.config import KVDtype
+from ryzanstein.config import HeadKind, KVDtype, WeightKind
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import default_weight_cache
 from ryzanstein.models import load_model
@@ -19,16 +19,30 @@ from ryzanstein.models import load_model
 
 class _Worker:
     def __init__(
-        self, directory: Path, *, threads: int, isa: str | None, kv_dtype: KVDtype
+        self,
+        directory: Path,
+        *,
+        threads: int,
+        isa: str | None,
+        weights: WeightKind,
+        lm_head: HeadKind,
+        kv_dtype: KVDtype,
     ) -> None:
-        cache = default_weight_cache()
-        model = load_model(open_files(directory), threads=threads, isa=isa, weight_cache=cache)
+        model = load_model(
+            open_files(directory),
+            threads=threads,
+            isa=isa,
+            lm_head=lm_head,
+            weights=weights,
+            weight_cache=default_weight_cache(),
+        )
         self._runner = Runner(model, kv_dtype)
+        self._formats = f"{weights} weights, {lm_head} head, {kv_dtype} cache"
 
     def describe(self) -> str:
         commit = _core.build_info()["commit"]
         isa = self._runner.model.decoder.isa
-        return f"ryzanstein {commit} ({isa}, {self._runner.kv_dtype} cache)"
+        return f"ryzanstein {commit} ({isa}, {self._formats})"
 
     def prepare(self, job: Job) -> None:
         self._runner.prepare(Workload(**asdict(job)))
@@ -42,9 +56,10 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="the checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", help="instruction-set tier (default: the best)")
+    parser.add_argument("--weights", choices=get_args(WeightKind), default="auto")
+    parser.add_argument("--lm-head", choices=get_args(HeadKind), default="exact")
     parser.add_argument("--kv-dtype", choices=get_args(KVDtype), default="f16")
-    args = parser.parse_args()
-    serve(_Worker(args.directory, threads=args.threads, isa=args.isa, kv_dtype=args.kv_dtype))
+    serve(_Worker(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Write a GGUF of the same shape as `bench.synthetic` for llama.cpp.
 
-A "bitnet" has a body in TQ2_0, a "llama" one in Q4_0; the head, which is the embedding, is in Q6_K,
-as llama-quantize makes it for either.
+A "bitnet" has a body in TQ2_0, a "gemma" one in Q4_0; the head, which is the embedding, is in Q6_K,
+as llama-quantize makes it for either, or in Q4_0, for a comparison with a head of 4 bits.
 
 The blocks are random but valid, so llama.cpp does the work it would do for a trained model. Values
 differ from those of the Hugging Face checkpoint, speed does not.
 
 Examples:
   python -m bench.gguf_writer --preset 2b-4t
+  python -m bench.gguf_writer --preset gemma-2b --head q4_0
   python -m bench.gguf_writer --preset small --out /tmp/small.gguf
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
@@ -24,6 +25,7 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from bench.shapes import (
     PRESETS,
+    PeerHead,
     Shape,
     default_directory,
     gguf_path,
@@ -103,17 +105,23 @@ def _near_one(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.fl
     return rng.normal(1.0, 0.05, size=shape).astype(np.float32)
 
 
-def _tensors(shape: Shape) -> list[_Tensor]:
+_MAKERS = {
+    GGMLQuantizationType.TQ2_0: _tq2_0,
+    GGMLQuantizationType.Q4_0: _q4_0,
+    GGMLQuantizationType.Q6_K: _q6_k,
+}
+
+
+def _tensors(shape: Shape, head: PeerHead) -> list[_Tensor]:
     full = GGMLQuantizationType.F32
-    if shape.architecture == "bitnet":
-        kind, make = GGMLQuantizationType.TQ2_0, _tq2_0
-    else:
-        kind, make = GGMLQuantizationType.Q4_0, _q4_0
+    ternary = shape.architecture == "bitnet"
+    kind = GGMLQuantizationType.TQ2_0 if ternary else GGMLQuantizationType.Q4_0
+    head_kind = GGMLQuantizationType[head.upper()]
     embedding = (shape.vocab, shape.hidden)
-    tensors = [_Tensor("token_embd.weight", embedding, GGMLQuantizationType.Q6_K, _q6_k)]
+    tensors = [_Tensor("token_embd.weight", embedding, head_kind, _MAKERS[head_kind])]
     for layer in range(shape.layers):
         for name, size in shape.linears().items():
-            tensors.append(_Tensor(f"blk.{layer}.{_NAMES[name]}.weight", size, kind, make))
+            tensors.append(_Tensor(f"blk.{layer}.{_NAMES[name]}.weight", size, kind, _MAKERS[kind]))
         for name, width in shape.norms().items():
             tensors.append(_Tensor(f"blk.{layer}.{_NAMES[name]}.weight", (width,), full, _near_one))
     tensors.append(_Tensor("output_norm.weight", (shape.hidden,), full, _near_one))
@@ -129,6 +137,8 @@ def _add_hyperparameters(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)
@@ -149,16 +159,17 @@ def _add_tokenizer(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_eos_token_id(shape.eos)
 
 
-def write_gguf(path: Path, shape: Shape, *, seed: int) -> None:
+def write_gguf(path: Path, shape: Shape, *, seed: int, head: PeerHead = "q6_k") -> None:
     """Write the file, one tensor in memory at a time; the same arguments give the same bytes.
 
     Args:
         path: the file; its directory is created if missing.
         shape: what to write; every K must be a multiple of 256.
         seed: of every random value.
+        head: what the embedding, which is the head too, is held in.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(shape)
+    tensors = _tensors(shape, head)
     writer = GGUFWriter(path, shape.architecture)
     _add_hyperparameters(writer, shape)
     _add_tokenizer(writer, shape)
@@ -187,14 +198,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="file to write (default: under the system's temp folder)"
     )
+    parser.add_argument(
+        "--head", choices=get_args(PeerHead), default="q6_k", help="the head (default: q6_k)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     return parser.parse_args()
 
 
 def main() -> None:
     args = _arguments()
-    out: Path = args.out or gguf_path(default_directory(), args.preset)
-    write_gguf(out, PRESETS[args.preset], seed=args.seed)
+    out: Path = args.out or gguf_path(default_directory(), args.preset, args.head)
+    write_gguf(out, PRESETS[args.preset], seed=args.seed, head=args.head)
     print(out)
 
 

@@ -35,7 +35,7 @@ class LlamaBench:
         self._batched = binary.with_name(binary.name.replace("llama-bench", "llama-batched-bench"))
         self._common = ["-m", str(gguf), "-t", str(threads)]
         commit = self._run_single(Workload(0, 1))["build_commit"]
-        self.name = f"llama-bench {commit} ({cpu_features(binary)})"
+        self.name = f"llama-bench {commit} ({cpu_features(binary)}), {gguf.stem}"
 
     def seconds(self, workload: Workload) -> float | None:
         """Return how long the workload took, or None if the binaries have no such test."""

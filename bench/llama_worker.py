@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import re
+from pathlib import Path
 
 import llama_cpp as ll  # type: ignore[import-not-found, unused-ignore]
 
@@ -33,15 +34,16 @@ class LlamaCpp:
         if model is None:
             raise SystemExit(f"llama.cpp cannot load {path}")
         self._model = model
+        self._file = Path(path).stem
         self._threads = threads
         self._vocab = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
         self._prepared: Job | None = None
         self._context: int | None = None
 
     def describe(self) -> str:
-        """Return name, version and the vector instructions it was built for."""
+        """Return name, version, the vector instructions it was built for, and the file."""
         pairs = re.findall(r"(AVX\w+) = 1", ll.llama_print_system_info().decode())
-        return f"llama-cpp-python {ll.__version__} ({' '.join(pairs)})"
+        return f"llama-cpp-python {ll.__version__} ({' '.join(pairs)}), {self._file}"
 
     def prepare(self, job: Job) -> None:
         """Bring the cache to the depth: fill one sequence and share it, or drop a run's tokens."""

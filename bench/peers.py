@@ -4,12 +4,14 @@ Machines are shared and drift, so figures of different days do not compare. Here
 times each engine once, in alternating order; a ratio is the median of the ratios within
 repetitions. The memory's read bandwidth, which bounds decoding, is measured before and after. Each
 engine has a process of its own, in which nothing is timed but the steps, as in llama-bench. Missing
-checkpoints are written first (about 2 GB for 2b-4t).
+checkpoints are written first: about 2 GB for 2b-4t; for gemma-2b 5 GB, and 1.5 GB for each head of
+the peers.
 
 Examples:
   python -m bench.peers --peer-python ~/venv-llama/bin/python
   python -m bench.peers --tests pp512 tg64 tg64@d2048 tg64xb8 --threads 1 --repetitions 7
   python -m bench.peers --llama-bench ~/ik_llama.cpp/bin/llama-bench --gguf ~/2b-iq2_bn.gguf
+  python -m bench.peers --preset gemma-2b --weights int4 --lm-head int4 exact --peer-head q4_0 q6_k
   python -m bench.peers --isa avx512 avx2 --no-llama-cpp --llama-bench ~/llama-avx2/bin/llama-bench
 """
 
@@ -23,6 +25,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -33,12 +36,12 @@ from bench.contest import measure
 from bench.contest_report import TARGETS, make_table, save_chart, to_markdown
 from bench.gguf_writer import write_gguf
 from bench.llama_bench import LlamaBench
-from bench.shapes import PRESETS, checkpoint_path, default_directory, gguf_path
+from bench.shapes import PRESETS, PeerHead, checkpoint_path, default_directory, gguf_path
 from bench.synthetic import write_checkpoint
 from ryzanstein import _core
 from ryzanstein.bench.roofline import read_bandwidth
 from ryzanstein.bench.workload import Workload
-from ryzanstein.config import KVDtype
+from ryzanstein.config import HeadKind, KVDtype, WeightKind
 from ryzanstein.cpu import read_host
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from bench.contest import Contestant, Row
+    from bench.contest_report import Targets
 
 __all__ = ["Worker", "main"]
 
@@ -65,6 +69,7 @@ class Worker:
             self.name = str(self._answer()["engine"])
         except BaseException:
             self._process.kill()
+            self._process.communicate()
             raise
 
     def __enter__(self) -> Worker:
@@ -76,9 +81,7 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # closes its input, which ends it, and waits
 
     def seconds(self, workload: Workload) -> float | None:
         """Return how long the workload took."""
@@ -97,15 +100,46 @@ class Worker:
         return answer
 
 
-def _write_missing(checkpoint: Path, gguf: Path | None, preset: str) -> None:
-    if not (checkpoint / "config.json").exists():
-        write_checkpoint(checkpoint, PRESETS[preset], seed=0, shard_bytes=5_000_000_000)
-    if gguf is not None and not gguf.exists():
-        write_gguf(gguf, PRESETS[preset], seed=0)
+def _checkpoint(args: argparse.Namespace) -> Path:
+    """Return this engine's checkpoint, which is written if it is missing."""
+    path = checkpoint_path(args.dir, args.preset)
+    if not (path / "config.json").exists():
+        write_checkpoint(path, PRESETS[args.preset], seed=0, shard_bytes=5_000_000_000)
+    return path
 
 
-def _engine_command(args: argparse.Namespace, checkpoint: Path, isa: str) -> list[str]:
+def _ggufs(args: argparse.Namespace) -> list[Path]:
+    """Return the peers' models; those of the preset are written if they are missing."""
+    if args.gguf is not None:
+        return [args.gguf]
+    if args.no_llama_cpp and not args.llama_bench:
+        return []
+    paths = [gguf_path(args.dir, args.preset, head) for head in args.peer_head]
+    for path, head in zip(paths, args.peer_head, strict=True):
+        if not path.exists():
+            write_gguf(path, PRESETS[args.preset], seed=0, head=head)
+    return paths
+
+
+def _variants(args: argparse.Namespace) -> dict[str, tuple[str, HeadKind]]:
+    """Return tier and head of each variant of this engine, by what its column is called."""
+    one_head = len(args.lm_head) == 1
+    return {
+        isa if one_head else f"{isa}, {head} head": (isa, head)
+        for isa, head in product(args.isa, args.lm_head)
+    }
+
+
+def _targets(args: argparse.Namespace) -> Targets:
+    tiers = TARGETS.get(args.preset, {})
+    return {name: tiers.get(isa, {}) for name, (isa, _) in _variants(args).items()}
+
+
+def _engine_command(
+    args: argparse.Namespace, checkpoint: Path, isa: str, head: HeadKind
+) -> list[str]:
     command = [sys.executable, "-m", "bench.engine_worker", str(checkpoint), "--isa", isa]
+    command += ["--weights", args.weights, "--lm-head", head]
     return [*command, "--threads", str(args.threads), "--kv-dtype", args.kv_dtype]
 
 
@@ -115,19 +149,19 @@ def _llama_command(args: argparse.Namespace, gguf: Path) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> list[Row]:
-    checkpoint = checkpoint_path(args.dir, args.preset)
-    gguf: Path = args.gguf or gguf_path(args.dir, args.preset)
-    _write_missing(checkpoint, None if args.gguf else gguf, args.preset)
+    checkpoint = _checkpoint(args)
+    ggufs = _ggufs(args)
     console = Console(stderr=True)
     with ExitStack() as stack:
         ours = {
-            isa: stack.enter_context(Worker(_engine_command(args, checkpoint, isa)))
-            for isa in args.isa
+            name: stack.enter_context(Worker(_engine_command(args, checkpoint, isa, head)))
+            for name, (isa, head) in _variants(args).items()
         }
         peers: list[Contestant] = []
-        if not args.no_llama_cpp:
-            peers.append(stack.enter_context(Worker(_llama_command(args, gguf))))
-        peers += [LlamaBench(binary, gguf, args.threads) for binary in args.llama_bench]
+        for gguf in ggufs:
+            if not args.no_llama_cpp:
+                peers.append(stack.enter_context(Worker(_llama_command(args, gguf))))
+            peers += [LlamaBench(binary, gguf, args.threads) for binary in args.llama_bench]
         progress = stack.enter_context(
             Progress(console=console, transient=True, disable=not console.is_terminal)
         )
@@ -161,17 +195,25 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=os.cpu_count() or 1, help="for every engine (default: all)")
     add("--repetitions", type=int, default=5, help="runs of each test (default: 5)")
     add("--isa", nargs="+", help="this engine's tiers, in the same run (default: the best)")
+    add("--weights", choices=get_args(WeightKind), default="auto", help="this engine's linears")
+    heads = get_args(HeadKind)
+    add("--lm-head", nargs="+", choices=heads, default=["exact"], help="its heads, in the same run")
     add("--kv-dtype", choices=get_args(KVDtype), default="f16", help="this engine's cache format")
     add("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     add("--no-llama-cpp", action="store_true", help="leave llama-cpp-python out")
     add("--llama-bench", type=Path, action="append", default=[], help="a binary to add; repeatable")
-    add("--gguf", type=Path, help="the peers' model (default: a TQ2_0 file of the preset)")
+    add("--peer-head", nargs="+", choices=get_args(PeerHead), default=["q6_k"], help="of the GGUFs")
+    add("--gguf", type=Path, help="the peers' model (default: a TQ2_0 or Q4_0 file of the preset)")
     add("--json", type=Path, metavar="FILE", help="write the rows as JSON, with every sample")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios as .png, .svg or .pdf")
     add("--markdown", action="store_true", help="print a table in Markdown")
-    names = TARGETS["avx512"]
-    parser.set_defaults(tests=list(map(Workload.parse, names)), isa=[_core.resolve_isa()])
-    return parser.parse_args(argv)
+    parser.set_defaults(isa=[_core.resolve_isa()])
+    args = parser.parse_args(argv)
+    if args.tests is None:
+        args.tests = [
+            Workload.parse(name) for name in TARGETS.get(args.preset, TARGETS["2b-4t"])["avx512"]
+        ]
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -191,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None:
-        save_chart(rows, args.plot, caption)
+        save_chart(rows, args.plot, caption, _targets(args))
     print(f"{caption}\n")
     if args.markdown:
         print(to_markdown(rows), end="")

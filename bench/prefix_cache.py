@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ryzanstein.engine.eviction import EvictionPolicy
     from ryzanstein.engine.prefix_cache import CachedPage
 
-__all__ = ["Request", "replay", "requests", "sizes"]
+__all__ = ["Request", "Timings", "replay", "requests", "sizes"]
 
 _SIZES = 6
 _BELADY = "Belady"
@@ -164,28 +164,39 @@ def _show_policies(name: str, trace: Sequence[Request]) -> dict[str, list[tuple[
     return curves
 
 
-def _show_latency(name: str, turns: list[Turn]) -> None:
-    """Print times to the first token without the cache and with it, taken in turns."""
-    times: dict[LLM, list[float]] = {}
-    cached = 0
+class Timings:
+    """Times to the first token of engines that each answer every prompt.
 
-    def answer(history: list[int], count: int) -> tuple[int, ...]:
-        nonlocal cached
+    Which of them goes first changes with every prompt: what a run leaves in the caches, and what
+    the machine does meanwhile, falls on all alike.
+    """
+
+    def __init__(self, *engines: LLM) -> None:
+        self.seconds: list[list[float]] = [[] for _ in engines]
+        self.cached_tokens = 0
+        self._order = list(zip(engines, self.seconds, strict=True))
+
+    def answer(self, history: list[int], count: int) -> tuple[int, ...]:
+        """Return the tokens that every engine generates; a hit in a cache changes none."""
         params = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
         answers = set()
-        for llm, seconds in times.items():
+        for llm, seconds in self._order:
             completion = llm.generate(list(history), params)
             seconds.append(completion.timings.time_to_first_token_s)
             answers.add(completion.token_ids)
-            cached += completion.usage.cached_tokens
-        (same,) = answers  # a hit changes no token
+            self.cached_tokens += completion.usage.cached_tokens
+        self._order.reverse()
+        (same,) = answers
         return same
 
+
+def _show_latency(name: str, turns: list[Turn]) -> None:
+    """Print times to the first token without the cache and with it."""
     with LLM(prefix_cache=False) as plain, LLM() as caching:
-        times = {plain: [], caching: []}
-        trace = requests(turns, answer)
-        before, after = times.values()
-    share = cached / sum(len(request.prompt) for request in trace)
+        timings = Timings(plain, caching)
+        trace = requests(turns, timings.answer)
+    before, after = timings.seconds
+    share = timings.cached_tokens / sum(len(request.prompt) for request in trace)
     print(
         f"| {name} | {share:.1%} | {median(before) * 1e3:.1f} ms | {median(after) * 1e3:.1f} ms | "
         f"{median(after) / median(before) - 1:+.0%} | {sum(after) / sum(before) - 1:+.0%} |",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from rich.progress import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRESETS",
+    "PeerHead",
     "Shape",
     "byte_alphabet",
     "checkpoint_path",
@@ -33,16 +34,19 @@ __all__ = [
     "vocabulary",
 ]
 
+# What the head of a GGUF, which is its embedding, is held in.
+PeerHead: TypeAlias = Literal["q4_0", "q6_k"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Sizes of a decoder; every one is a figure that decides its speed.
 
-    A "bitnet" has ternary linears and norms before its output projections; a "llama" has neither,
-    and is multiplied in 4 bits.
+    A "bitnet" has ternary linears and norms before its output projections; a "gemma" has neither:
+    its linears are floats, to be held in 4 bits.
     """
 
-    architecture: Literal["bitnet", "llama"] = "bitnet"
+    architecture: Literal["bitnet", "gemma"] = "bitnet"
 
     hidden: int
     layers: int
@@ -101,7 +105,7 @@ PRESETS: dict[str, Shape] = {
         rope_theta=500000.0,
     ),
     "gemma-2b": Shape(
-        architecture="llama",
+        architecture="gemma",
         hidden=2048,
         layers=18,
         heads=8,
@@ -111,6 +115,7 @@ PRESETS: dict[str, Shape] = {
         vocab=256000,
         context=8192,
         rope_theta=10000.0,
+        rms_eps=1e-6,
     ),
     "small": Shape(
         hidden=512,
@@ -182,7 +187,7 @@ def checkpoint_path(directory: Path, preset: str) -> Path:
     return directory / preset
 
 
-def gguf_path(directory: Path, preset: str) -> Path:
-    """Return where the GGUF of a preset lies."""
+def gguf_path(directory: Path, preset: str, head: PeerHead) -> Path:
+    """Return where the GGUF of a preset with such a head lies."""
     weights = "tq2_0" if PRESETS[preset].architecture == "bitnet" else "q4_0"
-    return directory / f"{preset}-{weights}.gguf"
+    return directory / f"{preset}-{weights}-head-{head}.gguf"

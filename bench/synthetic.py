@@ -1,10 +1,11 @@
-"""Write a BitNet checkpoint with random ternary weights, in the Hugging Face packed format.
+"""Write a Hugging Face checkpoint of random weights: packed ternary for BitNet, bfloat16 for Gemma.
 
 Speed depends on shapes and not on values, so such a checkpoint benches the real thing without a
 download. Tensors are made and written one at a time: memory stays near 100 MB.
 
 Examples:
   python -m bench.synthetic --preset 2b-4t
+  python -m bench.synthetic --preset gemma-2b
   python -m bench.synthetic --preset small --out /tmp/small --shard-mb 1
 """
 
@@ -77,20 +78,26 @@ def _normal(mean: float, std: float) -> Callable[[np.random.Generator, int], NDA
     return make
 
 
+def _linear(shape: Shape, name: str, rows: int, columns: int) -> list[_Tensor]:
+    if shape.architecture == "gemma":
+        return [_Tensor(name, "BF16", (rows, columns), _normal(0.0, columns**-0.5))]
+    scale = _normal(ternary_scale(columns), 0.0)
+    codes = _Tensor(name, "U8", (rows // 4, columns), random_codes)
+    return [codes, _Tensor(f"{name}_scale", "BF16", (1,), scale)]
+
+
 def _tensors(shape: Shape) -> list[_Tensor]:
-    near_one = _normal(1.0, 0.05)
+    # Gemma's gains are stored less one.
+    gain = _normal(0.0 if shape.architecture == "gemma" else 1.0, 0.05)
     size = (shape.vocab, shape.hidden)
     tensors = [_Tensor("model.embed_tokens.weight", "BF16", size, _normal(0.0, 0.02))]
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}."
         for name, (rows, columns) in shape.linears().items():
-            scale = _normal(ternary_scale(columns), 0.0)
-            weight = f"{prefix}{name}.weight"
-            tensors.append(_Tensor(weight, "U8", (rows // 4, columns), random_codes))
-            tensors.append(_Tensor(f"{weight}_scale", "BF16", (1,), scale))
+            tensors += _linear(shape, f"{prefix}{name}.weight", rows, columns)
         for name, width in shape.norms().items():
-            tensors.append(_Tensor(f"{prefix}{name}.weight", "BF16", (width,), near_one))
-    tensors.append(_Tensor("model.norm.weight", "BF16", (shape.hidden,), near_one))
+            tensors.append(_Tensor(f"{prefix}{name}.weight", "BF16", (width,), gain))
+    tensors.append(_Tensor("model.norm.weight", "BF16", (shape.hidden,), gain))
     return tensors
 
 
@@ -154,10 +161,27 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _config(shape: Shape) -> dict[str, Any]:
-    return {
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bitnet": {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
+        "hidden_act": "relu2",
+        "quantization_config": {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "offline",
+        },
+    },
+    "gemma": {
+        "architectures": ["GemmaForCausalLM"],
+        "model_type": "gemma",
+        "hidden_act": "gelu_pytorch_tanh",
+    },
+}
+
+
+def _config(shape: Shape) -> dict[str, Any]:
+    return _ARCHITECTURES[shape.architecture] | {
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
@@ -168,18 +192,12 @@ def _config(shape: Shape) -> dict[str, Any]:
         "max_position_embeddings": shape.context,
         "rope_theta": shape.rope_theta,
         "rms_norm_eps": shape.rms_eps,
-        "hidden_act": "relu2",
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": True,
         "bos_token_id": shape.bos,
         "eos_token_id": shape.eos,
         "torch_dtype": "bfloat16",
-        "quantization_config": {
-            "quant_method": "bitnet",
-            "linear_class": "autobitlinear",
-            "quantization_mode": "offline",
-        },
     }
 
 
@@ -219,9 +237,10 @@ def write_checkpoint(directory: Path, shape: Shape, *, seed: int, shard_bytes: i
         shard_bytes: above this the weights are split over several files with an index.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", _config(shape))
     _write_tokenizer(directory, shape)
     _write_weights(directory, shape, seed, shard_bytes)
+    # Last, so that an interrupted run leaves no directory that looks whole.
+    _write_json(directory / "config.json", _config(shape))
 
 
 def _arguments() -> argparse.Namespace:

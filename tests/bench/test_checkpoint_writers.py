@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +11,22 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.constants import MODEL_ARCH, MODEL_TENSORS, TENSOR_NAMES
 from gguf.quants import dequantize
 
+from bench import synthetic
 from bench.gguf_writer import write_gguf
-from bench.shapes import Shape, ternary_scale, vocabulary
+from bench.shapes import PRESETS, Shape, ternary_scale, vocabulary
 from bench.synthetic import write_checkpoint
 from ryzanstein import LLM, SamplingParams
+from ryzanstein.bench.runner import Runner
+from ryzanstein.bench.workload import Workload
+from ryzanstein.loaders.model_files import open_files
+from ryzanstein.models import load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from bench.shapes import PeerHead
 
 SHAPE = Shape(
     hidden=256,
@@ -30,6 +38,9 @@ SHAPE = Shape(
     vocab=1024,
     context=128,
     rope_theta=500000.0,
+)
+GEMMA = replace(
+    PRESETS["gemma-2b"], hidden=256, layers=2, heads=2, ffn=512, vocab=1024, context=128
 )
 TERNARY = {
     "attn_q": (256, 256),
@@ -117,6 +128,62 @@ def test_a_seed_makes_the_file(tmp_path: Path) -> None:
     first, same, other = ((tmp_path / name).read_bytes() for name in "abc")
     assert first == same
     assert first != other
+
+
+@pytest.mark.parametrize("head", ["q4_0", "q6_k"])
+def test_a_gemma_has_the_tensors_and_formats_of_its_architecture(
+    head: PeerHead, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "model.gguf", GEMMA, seed=3, head=head)
+    reader = GGUFReader(tmp_path / "model.gguf")
+    names = {TENSOR_NAMES[tensor] for tensor in MODEL_TENSORS[MODEL_ARCH.GEMMA]}
+    expected = {
+        f"{name.format(bid=layer)}.weight" for name in names for layer in range(GEMMA.layers)
+    }
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert set(kinds) == expected
+    assert kinds.pop("token_embd.weight") == head.upper()
+    assert {kinds[name] for name in kinds if "norm" not in name} == {"Q4_0"}
+    for name, found in values(reader).items():
+        # Gains are whole in this format, as llama.cpp multiplies by them.
+        least, most = (0.5, 1.5) if "norm" in name else (-1.0, 1.0)
+        assert least < found.min() < found.max() < most, name
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "gemma"
+    assert fields["gemma.attention.key_length"] == GEMMA.head_dim
+
+
+@pytest.mark.parametrize("head", ["q4_0", "q6_k"])
+def test_the_gemma_gguf_runs(head: PeerHead, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, GEMMA, seed=3, head=head)
+    model = load_model(open_files(path), threads=1, isa=None)
+    runner, workload = Runner(model), Workload(prompt=3, generate=0)
+    runner.prepare(workload)
+    logits = runner.run(workload)
+    assert 0.05 < float(logits.std()) < 5
+
+
+def test_the_gemma_checkpoint_runs_in_four_bits(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, GEMMA, seed=3, shard_bytes=1 << 40)
+    with LLM(tmp_path, threads=1) as llm:
+        stored = llm.logits([GEMMA.bos, 65, 66])
+    with LLM(tmp_path, threads=1, weights="int4", lm_head="int4") as llm:
+        rounded = llm.logits([GEMMA.bos, 65, 66])
+    assert 0.05 < float(stored.std()) < 5
+    assert 0.01 < float((stored - rounded).std() / stored.std()) < 0.5
+
+
+def test_an_interrupted_checkpoint_does_not_look_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(synthetic, "_write_shard", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_checkpoint(tmp_path, SHAPE, seed=3, shard_bytes=1 << 40)
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 40, 100_000])

@@ -59,7 +59,7 @@ def test_a_ratio_is_the_median_of_paired_ratios() -> None:
     # Of 2, 2 and 3; the ratio of the medians would be 3.
     assert peer.ratios == {"avx2": pytest.approx(2)}
     assert ours.ratios == {"avx2": 1}
-    assert (ours.tier, peer.tier) == ("avx2", None)
+    assert (ours.variant, peer.variant) == ("avx2", None)
     assert [row.tokens_per_second for row in rows] == pytest.approx([8, 8 / 3])
     assert [row.spread for row in rows] == pytest.approx([6 / 8, 3 / (8 / 3)])
     assert {row.n_threads for row in rows} == {2}

@@ -42,7 +42,7 @@ def texts(path: Path) -> str:
 
 
 def test_the_chart_names_tests_peers_and_ratios(tmp_path: Path) -> None:
-    save_chart(ROWS, tmp_path / "chart.svg", "a caption")
+    save_chart(ROWS, tmp_path / "chart.svg", "a caption", {})
     found = texts(tmp_path / "chart.svg")
     for text in ("a caption", "tg64", "pp7", "peer", "ours (avx512)", "ours (avx2)"):
         assert text in found
@@ -51,11 +51,13 @@ def test_the_chart_names_tests_peers_and_ratios(tmp_path: Path) -> None:
 
 
 def test_targets_are_marked(tmp_path: Path) -> None:
-    """Red lines, which only targets have: one for each tier's bar where there is a target."""
-    save_chart(ROWS, tmp_path / "chart.svg", "")
+    """Red lines, which only targets have: one for each variant's bar where there is a target."""
+    targets = {"avx512": {"tg64": 3.5, "tg32": 2.0}, "avx2": {"tg64": 1.5}}
+    save_chart(ROWS, tmp_path / "chart.svg", "", targets)
     assert (tmp_path / "chart.svg").read_text().count("stroke: #ff0000") == 2
 
 
 def test_targets_are_of_tests_by_their_names() -> None:
-    for tests in TARGETS.values():
-        assert all(Workload.parse(test).name == test for test in tests)
+    for tiers in TARGETS.values():
+        for tests in tiers.values():
+            assert all(Workload.parse(test).name == test for test in tests)

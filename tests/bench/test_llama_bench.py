@@ -74,7 +74,7 @@ def test_binaries_are_asked_for_just_the_workload(tmp_path: Path) -> None:
     single = stand_in(tmp_path / "llama-bench", printed(1))
     batched = stand_in(tmp_path / "llama-batched-bench", BATCHED)
     peer = LlamaBench(single, tmp_path / "model.gguf", threads=3)
-    assert peer.name == "llama-bench 0c1e57098 (unknown CPU features)"
+    assert peer.name == "llama-bench 0c1e57098 (unknown CPU features), model"
     stand_in(single, SINGLE)
     assert peer.seconds(Workload.parse("tg16")) == pytest.approx(0.512115548)
     assert peer.seconds(Workload.parse("tg8@d100xb8")) == 1.371456

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from bench.prefix_cache import Request, replay, requests, sizes
+from bench.prefix_cache import Request, Timings, replay, requests, sizes
 from bench.prefix_traces import TRACES
+from ryzanstein import LLM
 from ryzanstein.config import Eviction
 
 
@@ -48,3 +49,23 @@ def test_histories_are_continued_and_taken_over() -> None:
         request is not longest and longest.prompt[: len(request.prompt)] == request.prompt
         for request in played
     )
+
+
+def test_engines_take_turns_at_going_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    generate = LLM.generate
+
+    def noted(self: LLM, *args: Any, **options: Any) -> Any:
+        order.append(self)
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(LLM, "generate", noted)
+    options: dict[str, Any] = {"threads": 1, "context_length": 256}
+    with LLM(prefix_cache=False, **options) as plain, LLM(**options) as caching:
+        timings = Timings(plain, caching)
+        prompt = [5] * 70
+        first, second, third = (timings.answer(prompt, 2) for _ in range(3))
+    assert order == [plain, caching, caching, plain, plain, caching]
+    assert first == second == third
+    assert [len(seconds) for seconds in timings.seconds] == [3, 3]
+    assert timings.cached_tokens > 0

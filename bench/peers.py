@@ -202,8 +202,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     add("--no-llama-cpp", action="store_true", help="leave llama-cpp-python out")
     add("--llama-bench", type=Path, action="append", default=[], help="a binary to add; repeatable")
-    add("--peer-head", nargs="+", choices=get_args(PeerHead), default=["q6_k"], help="of the GGUFs")
-    add("--gguf", type=Path, help="the peers' model (default: a TQ2_0 or Q4_0 file of the preset)")
+    model = parser.add_mutually_exclusive_group()
+    of_preset = "heads of the peers' TQ2_0 or Q4_0 models (default: q6_k)"
+    peer_heads = get_args(PeerHead)
+    model.add_argument(
+        "--peer-head", nargs="+", choices=peer_heads, default=["q6_k"], help=of_preset
+    )
+    model.add_argument("--gguf", type=Path, help="the peers' model instead of the preset's")
     add("--json", type=Path, metavar="FILE", help="write the rows as JSON, with every sample")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios as .png, .svg or .pdf")
     add("--markdown", action="store_true", help="print a table in Markdown")

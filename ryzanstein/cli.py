@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -98,7 +99,17 @@ _Set = Annotated[
         help="Any other sampling parameter (see ryzanstein samplers); may be repeated.",
     ),
 ]
+_Schema = Annotated[
+    Path | None,
+    typer.Option("--json-schema", metavar="FILE", help="Write JSON as this schema has it."),
+]
+_Regex = Annotated[str | None, typer.Option(help="Write what this expression matches.")]
+_Choice = Annotated[list[str] | None, typer.Option(help="Write this; repeated, one of these.")]
+_Grammar = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write what this Lark grammar allows.")
+]
 _Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+_Stats = Annotated[bool, typer.Option("--stats", help="End with a line of figures on stderr.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -132,6 +143,10 @@ def generate(
     min_p: _MinP = None,
     repetition_penalty: _Penalty = None,
     stop: _Stop = None,
+    json_schema: _Schema = None,
+    regex: _Regex = None,
+    choice: _Choice = None,
+    grammar: _Grammar = None,
     settings: _Set = None,
     seed: _Seed = None,
     threads: _Threads = None,
@@ -141,9 +156,7 @@ def generate(
     weights: _Weights = "auto",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="End with a line of figures on stderr.")
-    ] = False,
+    stats: _Stats = False,
     as_json: _Json = False,
 ) -> None:
     """Continue a text, printed as it is generated.
@@ -156,6 +169,7 @@ def generate(
       ryzanstein generate --stats -n 100 -t 0.8 --seed 1 "import os"
       ryzanstein generate --set order=llama.cpp --set xtc_probability=0.5 "import os"
       ryzanstein generate -m microsoft/bitnet-b1.58-2B-4T "The capital of France is"
+      ryzanstein generate --choice yes --choice no "Is water wet? "
       cat module.py | ryzanstein generate --json
     """
     chosen = {
@@ -166,6 +180,7 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "stop": stop or None,
+        **_structure(json_schema, regex, choice, grammar),
         "seed": seed,
     }
     text = _read_prompt(prompt)
@@ -173,11 +188,7 @@ def generate(
         model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache
     ) as llm:
         params = _sampling(llm, chosen, settings)
-        if as_json:
-            completion = llm.generate(text, params)
-            typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
-        else:
-            completion = _print_stream(llm, text, params)
+        completion = (_print_json if as_json else _print_stream)(llm, text, params)
     if stats:
         typer.echo(_stats_line(completion), err=True)
 
@@ -351,6 +362,30 @@ def _read_prompt(argument: str | None) -> str:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
         raise ValidationError(f"standard input is not {error.encoding} text: {error}") from error
+
+
+def _structure(
+    json_schema: Path | None, regex: str | None, choice: list[str] | None, grammar: Path | None
+) -> dict[str, object]:
+    return {
+        "json_schema": json_schema and _read_text(json_schema),
+        "regex": regex,
+        "choice": choice or None,
+        "grammar": grammar and _read_text(grammar),
+    }
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValidationError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def _print_json(llm: LLM, text: str, params: Any) -> Completion:
+    completion = llm.generate(text, params)
+    typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+    return completion
 
 
 def _print_stream(llm: LLM, text: str, params: Any) -> Completion:

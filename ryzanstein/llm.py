@@ -40,6 +40,7 @@ from ryzanstein.models import load_model, read_config
 from ryzanstein.sampling import SamplingParams
 from ryzanstein.sampling.presets import read_defaults
 from ryzanstein.sampling.words import find_words
+from ryzanstein.structured import ConstraintCompiler
 from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -239,7 +240,8 @@ class LLM:
                 takes tells nobody else whether it was seen before.
 
         Raises:
-            ValidationError: an empty prompt, or token ids outside the vocabulary.
+            ValidationError: an empty prompt, token ids outside the vocabulary, or a schema, regex
+                or grammar that is wrong, too large or leaves no text.
             ContextLengthError: a prompt, with the tokens asked for, exceeds the context.
             DistributionError: the model yields NaN.
 
@@ -441,16 +443,22 @@ class LLM:
                 f"{len(ids)} prompt tokens and max_tokens={params.max_tokens} exceed the context "
                 f"of {self.context_length}; ask for at most {room}, or raise context_length"
             )
+        output = params.structured_output
         sequence = Sequence.create(
             ids,
             params,
             max_tokens=params.max_tokens or min(self.defaults.max_tokens, room),
             eos_token_ids=self.tokenizer.eos_token_ids,
             words=find_words(params, self.tokenizer),
+            constraint=None if output is None else self._constraints.compile(output),
             priority=priority,
             cache_salt=cache_salt,
         )
         return Request(sequence, params, self.tokenizer)
+
+    @functools.cached_property
+    def _constraints(self) -> ConstraintCompiler:
+        return ConstraintCompiler(self.tokenizer, self.config.vocab_size)
 
     def _encode(self, prompt: Prompt) -> I32Array:
         vocab_size = self.config.vocab_size

@@ -99,6 +99,29 @@ def test_sampling_options_reach_the_engine(
     assert capsys.readouterr().out == embedded.generate(PROMPT, params).text + "\n"
 
 
+def test_structured_output_reaches_the_engine(
+    embedded: LLM, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "digits.lark"
+    schema.write_text('{"type": "array", "items": {"enum": ["é", 2]}, "maxItems": 4}', "utf-8")
+    grammar.write_text("start: /[0-9]{3}/")
+    for flags, options in (
+        (["--json-schema", str(schema)], {"json_schema": schema.read_text("utf-8")}),
+        (["--regex", "[a-z]{3}"], {"regex": "[a-z]{3}"}),
+        (["--choice", "yes", "--choice", "no"], {"choice": ["yes", "no"]}),
+        (["--grammar", str(grammar)], {"grammar": grammar.read_text()}),
+    ):
+        assert main(["generate", PROMPT, "-t", "0", "-n", "50", *flags]) == 0
+        params = dataclasses.replace(greedy(embedded, 50), **options)
+        assert capsys.readouterr().out == embedded.generate(PROMPT, params).text + "\n"
+    schema.write_bytes(b"\xff")
+    assert main(["generate", PROMPT, "--json-schema", str(schema)]) == 2
+    assert "schema.json is not UTF-8 text" in capsys.readouterr().err
+    assert main(["generate", PROMPT, "--grammar", str(tmp_path / "none")]) == 1
+    assert main(["generate", PROMPT, "--regex", "("]) == 2
+    assert "regex cannot be used" in capsys.readouterr().err
+
+
 def test_stats_are_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", PROMPT, "--stats", "-n", "9", "-t", "0"]) == 0
     err = capsys.readouterr().err

@@ -15,6 +15,9 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 class TokenLogprob:
     """The log-probability of a generated token, before temperature and penalties.
 
+    A token that a structured output forced has 0 and no `top`: it was certain, and the model's own
+    opinion was never computed.
+
     Args:
         token_id: the token.
         logprob: its natural log-probability.

@@ -115,9 +115,9 @@ class Scheduler:
         num_decoding = sum(s.num_pending == 1 for s in self.running)
         budget = min(self._token_budget, num_decoding + self.prefill_tokens)
         shares: list[tuple[Sequence, int]] = []
-        # Nothing is admitted behind an unfinished prompt, so it is the last that runs, and decodes
-        # (one pending token) come first.
-        for sequence in self.running:
+        # Nothing is admitted behind an unfinished prompt, so it is the last that runs. Decodes (one
+        # pending token) come first; forced tokens may be pending anywhere among them.
+        for sequence in sorted(self.running, key=lambda running: running.num_pending > 1):
             n = self._chunk(sequence, budget)
             if n:
                 shares.append((sequence, n))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ryzanstein.engine.result import FinishReason
     from ryzanstein.sampling import SamplingParams
     from ryzanstein.sampling.params import LogitsProcessor
+    from ryzanstein.structured import Constraint
 
 __all__ = ["Sequence"]
 
@@ -49,6 +50,7 @@ class Sequence:
         seed: what the sampler was seeded with.
         screening: which logits the sampler can come to see.
         logits_processor: changes them first.
+        constraint: then says which tokens may come next, and which must.
         ended: set when the sequence was ended from outside.
         error: set when no token could be drawn.
         priority: higher runs earlier under the priority scheduling.
@@ -66,6 +68,7 @@ class Sequence:
     seed: int
     screening: Screening = EVERY_LOGIT
     logits_processor: LogitsProcessor | None = None
+    constraint: Constraint | None = None
     num_tokens: int = field(init=False)
     num_computed: int = 0
     table: BlockTable | None = None
@@ -91,6 +94,7 @@ class Sequence:
         max_tokens: int,
         eos_token_ids: Iterable[int] = (),
         words: Words = NO_WORDS,
+        constraint: Constraint | None = None,
         priority: int = 0,
         cache_salt: str = "",
     ) -> Sequence:
@@ -102,6 +106,7 @@ class Sequence:
             max_tokens: tokens to generate at most.
             eos_token_ids: the model's own end tokens.
             words: those of `params` in the model's tokens.
+            constraint: the structured output of `params`, compiled; this sequence's own.
             priority: as of the class.
             cache_salt: as of the class.
         """
@@ -125,6 +130,7 @@ class Sequence:
             seed=seed,
             screening=screening(params, stop_ids=stop_ids, words=words),
             logits_processor=params.logits_processor,
+            constraint=constraint,
             priority=priority,
             cache_salt=cache_salt,
         )
@@ -174,14 +180,24 @@ class Sequence:
             self.admitted_at = time.perf_counter()
 
     def extend(self, logits: F32Array) -> None:
-        """Draw the next token from float32 [V] logits.
+        """Append the next token, drawn from float32 [V] logits, and those that must follow it.
+
+        Before the first token, all that must come are appended in its place.
 
         Raises:
             DistributionError: no token can be drawn.
             ValidationError: the logits processor failed.
         """
+        if not self._append_forced():
+            self._append_drawn(logits)
+            self._append_forced()
+
+    def _append_drawn(self, logits: F32Array) -> None:
         position = self.num_tokens
-        token = self.sampler.sample(self._processed(logits), self.buffer[:position], position)
+        allowed = self._processed(logits)
+        if self.constraint is not None:
+            allowed = self.constraint.apply(allowed)
+        token = self.sampler.sample(allowed, self.buffer[:position], position)
         if self.num_logprobs is not None:
             own, top = _core.log_probs(logits, token, self.num_logprobs)
             self.logprobs[position - self.num_prompt_tokens :] = [
@@ -189,6 +205,27 @@ class Sequence:
             ]
         self.buffer[position] = token
         self.num_tokens = position + 1
+
+    def _append_forced(self) -> bool:
+        """Append the tokens that the constraint leaves no choice about, up to where the text ends.
+
+        They are pending, as a prompt is: the next step computes them together.
+        """
+        if self.constraint is None or self.is_finished:
+            return False
+        self.constraint.follow(self.generated)
+        start = self.num_tokens
+        forced = self.constraint.forced()[: self.capacity - start]
+        ends = (i for i, token in enumerate(forced, 1) if token in self.stop_ids)
+        forced = forced[: next(ends, len(forced))]
+        if self.num_logprobs is not None:
+            self.logprobs[start - self.num_prompt_tokens :] = [
+                TokenLogprob(token, 0.0, ()) for token in forced
+            ]
+        end = start + len(forced)
+        self.buffer[start:end] = forced
+        self.num_tokens = end
+        return bool(forced)
 
     def _processed(self, logits: F32Array) -> F32Array:
         if self.logits_processor is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, fields
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ryzanstein.config import check_integer, check_real
 from ryzanstein.errors import ValidationError
 from ryzanstein.sampling.strategies import DEFAULT_ORDER, EDITS, ORDERS, STRATEGIES
+from ryzanstein.sampling.structured_output import StructuredOutput, normal_choice, normal_schema
 
 __all__ = ["LogitsProcessor", "SamplingParams", "describe_strategies"]
 
@@ -144,6 +146,11 @@ class SamplingParams:
         min_tokens: generate so many before a stop string or an end token may end the text.
         logits_processor: called with the tokens so far, int32 [n], and a copy of their logits,
             float32 [V], before everything else; changes them in place or returns others.
+        json_schema: the text is a JSON value that this schema, a dict or a text, allows. It, regex,
+            choice and grammar exclude one another; docs/structured-output.md has an example each.
+        regex: the whole text matches this regular expression.
+        choice: the text is one of these.
+        grammar: the text follows this grammar, in Lark's notation.
         order: in which the strategies below run, as one of "hf" and "llama.cpp", or their names.
         typical_p: keep the tokens whose surprise is nearest to the entropy, up to this
             probability; 1 is off.
@@ -171,7 +178,8 @@ class SamplingParams:
         seed: the same seed, prompt and parameters give the same tokens, whatever else runs.
             None draws a fresh one (reported as `Completion.seed`).
         logprobs: report the log-probability of each token and of this many most likely ones
-            (before temperature and penalties). None reports nothing.
+            (before temperature and penalties). None reports nothing. Tokens that a schema, regex,
+            choice or grammar forces have 0: nothing else could come, and the model was not asked.
         max_new_tokens: another name for max_tokens.
 
     Raises:
@@ -196,6 +204,10 @@ class SamplingParams:
     bad_words: str | Iterable[str] = ()
     min_tokens: int = 0
     logits_processor: LogitsProcessor | None = None
+    json_schema: Mapping[str, object] | str | None = None
+    regex: str | None = None
+    choice: Iterable[str] | None = None
+    grammar: str | None = None
     order: str | Iterable[str] = DEFAULT_ORDER
     typical_p: float = 1.0
     top_n_sigma: float = 0.0
@@ -254,7 +266,16 @@ class SamplingParams:
             raise ValidationError(
                 f"logits_processor must be callable, got {self.logits_processor!r}"
             )
+        if self.json_schema is not None:
+            normalise("json_schema", normal_schema(self.json_schema))
+        if self.choice is not None:
+            normalise("choice", normal_choice(self.choice))
+        for field in ("regex", "grammar"):
+            text = getattr(self, field)
+            if text is not None and not isinstance(text, str):
+                raise ValidationError(f"{field} must be a string, got {text!r}")
         self._check_agreement()
+        self._check_structure()
 
     def _check_agreement(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -277,6 +298,27 @@ class SamplingParams:
                 raise ValidationError(
                     f"{field} is {getattr(self, field)!r}, but temperature 0 draws nothing"
                 )
+
+    def _check_structure(self) -> None:
+        kinds = STRATEGIES["structured_output"].active_fields(self)
+        if len(kinds) > 1:
+            raise ValidationError(f"{' and '.join(kinds)} exclude one another; give one of them")
+        for field in ("ignore_eos", "min_tokens") if kinds else ():
+            if getattr(self, field):
+                raise ValidationError(
+                    f"{field} is {getattr(self, field)!r}, but the text ends where {kinds[0]} does"
+                )
+
+    @property
+    def structured_output(self) -> StructuredOutput | None:
+        """Return what the text must look like, if anything."""
+        if isinstance(self.json_schema, str):
+            return StructuredOutput("json_schema", self.json_schema)
+        if self.regex is not None:
+            return StructuredOutput("regex", self.regex)
+        if self.choice is not None:
+            return StructuredOutput("choice", json.dumps(self.choice))
+        return None if self.grammar is None else StructuredOutput("grammar", self.grammar)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -46,13 +46,16 @@ def screening(
     within -T ln(min_p) of the highest. Penalties, biases and bans change the logits of known tokens
     only: whatever they make of them, the k highest of all are among these and the k highest others.
     A filter that asks for the mass or the spread of the whole row before one of these has cut it
-    looks at everything, as log-probabilities and a Python function do.
+    looks at everything, as log-probabilities, a Python function and a structured output do: where
+    that bans the highest logits, the highest that are left may be anywhere.
 
     Example:
         >>> screening(SamplingParams(temperature=0.0))
         Screening(top=1, margin=0.0, seen=False, known=())
     """
     if params.logprobs is not None or params.logits_processor is not None:
+        return EVERY_LOGIT
+    if params.structured_output is not None:
         return EVERY_LOGIT
     top, margin = _looked_at(params)
     if top == 0:

@@ -48,6 +48,12 @@ STRATEGIES = {
             "vLLM",
         ),
         Strategy(
+            "structured_output",
+            {"json_schema": None, "regex": None, "choice": None, "grammar": None},
+            "bans tokens with which the text could not become what it must be",
+            "llguidance",
+        ),
+        Strategy(
             "logit_bias", {"logit_bias": ()}, "adds a number to a token's logit", "the OpenAI API"
         ),
         Strategy(

@@ -51,6 +51,7 @@ def test_chains_that_see_everything_are_not_screened() -> None:
         SamplingParams(repetition_penalty=1.1),
         SamplingParams(temperature=0.0, logprobs=0),
         SamplingParams(temperature=0.0, logits_processor=print),
+        SamplingParams(temperature=0.0, regex="a"),
         SamplingParams(dynatemp_range=0.5, min_p=0.1),
         SamplingParams(dynatemp_range=0.5, top_k=5),
         SamplingParams(top_n_sigma=1.0, top_k=5),

@@ -141,6 +141,11 @@ class Tokenizer:
         ids = [[token_id] for token_id in range(self.vocab_size)]
         return tuple(self._backend.decode_batch(ids, skip_special_tokens=False))
 
+    def to_json(self) -> str:
+        """Return the content of a tokenizer.json."""
+        text: str = self._backend.to_str()
+        return text
+
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is left out of decoded text."""
         return token_id in self._special_ids

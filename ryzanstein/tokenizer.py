@@ -141,6 +141,12 @@ class Tokenizer:
         ids = [[token_id] for token_id in range(self.vocab_size)]
         return tuple(self._backend.decode_batch(ids, skip_special_tokens=False))
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of each token."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return ids
+
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""
         text: str = self._backend.to_str()

@@ -404,7 +404,7 @@ def test_skipping_zeros_is_handed_on_and_changes_no_token(llm: LLM) -> None:
             skipping.generate("def f(", GREEDY).token_ids
             == llm.generate("def f(", GREEDY).token_ids
         )
-        counts = skipping._engine._live()._decoder.channel_counts()
+        counts = skipping._engine._live().decoder.channel_counts()
     assert all(layer["steps"] > 0 for layer in counts)
 
 

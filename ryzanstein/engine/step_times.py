@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect, insort
+
 __all__ = ["StepTimes"]
 
 # A smaller chunk keeps decoding sequences waiting for less; it may cost this much more per token.
@@ -34,10 +36,13 @@ class StepTimes:
         while self._chunks[-1] * 2 <= most_tokens:
             self._chunks.append(self._chunks[-1] * 2)
         self._seconds: dict[int, float] = {}
+        self._lengths: list[int] = []  # the keys of that, ascending
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """Learn from a step."""
         known = self._seconds.get(num_tokens)
+        if known is None:
+            insort(self._lengths, num_tokens)
         self._seconds[num_tokens] = seconds if known is None else min(seconds, known * _FADE)
 
     def chunk(self) -> int:
@@ -51,15 +56,18 @@ class StepTimes:
 
     def __call__(self, num_tokens: int) -> float:
         """Return the seconds of a step, in proportion between those measured; 0 if none was."""
-        below = max((n for n in self._seconds if n <= num_tokens), default=None)
-        above = min((n for n in self._seconds if n >= num_tokens), default=None)
-        if below is None or above is None:
-            nearest = above if below is None else below
-            if nearest is None:
-                return 0.0
-            # Beyond the largest, tokens cost what they cost there; below the least, no less.
-            return self._seconds[nearest] * max(1.0, num_tokens / nearest)
-        if below == above:
-            return self._seconds[below]
+        measured = self._seconds.get(num_tokens)
+        if measured is not None:
+            return measured
+        lengths = self._lengths
+        i = bisect(lengths, num_tokens)
+        if not lengths:
+            return 0.0
+        if i == 0:  # below the least, a step costs no less
+            return self._seconds[lengths[0]]
+        below = lengths[i - 1]
+        if i == len(lengths):  # beyond the largest, tokens cost what they cost there
+            return self._seconds[below] * num_tokens / below
+        above = lengths[i]
         share = (num_tokens - below) / (above - below)
         return self._seconds[below] * (1 - share) + self._seconds[above] * share

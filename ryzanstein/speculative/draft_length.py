@@ -1,9 +1,9 @@
 """How many guesses a step should check: what they are expected to save against what they cost.
 
 A step of n tokens takes T(n). With guesses that are right with probabilities p1, p2, ..., a step
-that checks k of them settles 1 + p1 + p1 p2 + ... tokens, so the best k maximises that number over
-T(n + k). What a source claims of its guesses is corrected by how its earlier guesses of like
-evidence fared.
+that checks k of them gets done n + p1 + p1 p2 + ... tokens, so the best k maximises that number
+over T(n + k): where others fill the step already, guesses have to pay for delaying them. What a
+source claims of its guesses is corrected by how its earlier guesses of like evidence fared.
 """
 
 from __future__ import annotations
@@ -61,19 +61,26 @@ class DraftLength:
         self._step_seconds = step_seconds
         self._records: dict[int, _Record] = {}
 
-    def choose(self, draft: Draft, step_tokens: int) -> int:
-        """Return how many of a draft's tokens to check in a step of `step_tokens` others."""
+    def choose(self, draft: Draft, step_tokens: int, guess_seconds: float = 0.0) -> int:
+        """Return how many of a draft's tokens to check in a step of `step_tokens` others.
+
+        Where the draft is still to be made, each of its tokens takes `guess_seconds`.
+        """
+        if not draft.token_ids:
+            return 0
+        base_seconds = self._step_seconds(step_tokens)
+        if base_seconds == 0.0:  # no step was measured yet
+            return 0
         record = self._record(draft.evidence)
         rate = record.rate()
-        base = self._step_seconds(step_tokens)
-        best, best_gain = 0, _LEAST_GAIN
-        reach, expected = 1.0, 1.0
-        for index, claimed in enumerate(draft.probabilities):
+        best, best_rate = 0, _LEAST_GAIN * step_tokens / base_seconds
+        reach, expected = 1.0, float(step_tokens)
+        for n, claimed in enumerate(draft.probabilities, 1):
             reach *= min(_MOST_SURE, rate * claimed)
             expected += reach
-            gain = expected * base / self._step_seconds(step_tokens + index + 1)
-            if gain > best_gain:
-                best, best_gain = index + 1, gain
+            seconds = self._step_seconds(step_tokens + n) + n * guess_seconds
+            if expected > best_rate * seconds:
+                best, best_rate = n, expected / seconds
         if best == 0:
             record.fade(_UNTRIED_MEMORY)
         return best

@@ -34,6 +34,8 @@ class NgramProposer:
         [7, 8]
     """
 
+    guess_seconds = 0.0
+
     def __init__(self, min_length: int = 2, max_length: int = 4) -> None:
         check_integer("min_length", min_length, 1)
         check_integer("max_length", max_length, min_length)

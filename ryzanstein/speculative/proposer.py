@@ -31,7 +31,13 @@ NO_DRAFT = Draft((), (), 0)
 
 
 class Proposer(Protocol):
-    """Guesses how one sequence goes on."""
+    """Guesses how one sequence goes on.
+
+    `guess_seconds` is what a guess takes, 0 where that is next to nothing.
+    """
+
+    @property
+    def guess_seconds(self) -> float: ...  # noqa: D102
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Take tokens that follow those taken before; they are there to stay."""

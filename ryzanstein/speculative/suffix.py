@@ -41,6 +41,8 @@ class SuffixProposer:
         [3, 1, 2]
     """
 
+    guess_seconds = 0.0
+
     def __init__(self, min_length: int = 2) -> None:
         self._min_length = check_integer("min_length", min_length, 1)
         self._last = _ROOT

@@ -35,6 +35,22 @@ def test_a_knee_in_the_cost_ends_the_draft() -> None:
     assert choice.choose(draft(8), 3) == 1
 
 
+def test_guesses_pay_for_what_they_delay() -> None:
+    """Twice the tokens of one sequence do not pay for a step that takes half as long again."""
+    choice = DraftLength(lambda n: 1.0 + 0.1 * (n - 1))
+    assert choice.choose(draft(8), 1) > 0
+    assert choice.choose(draft(8), 12) == 0
+
+
+def test_what_guesses_take_counts() -> None:
+    assert DraftLength(flat).choose(draft(8), 1, guess_seconds=0.01) > 0
+    assert DraftLength(flat).choose(draft(8), 1, guess_seconds=0.7) == 0
+
+
+def test_before_the_first_step_nothing_is_checked() -> None:
+    assert DraftLength(lambda _: 0.0).choose(draft(8), 1) == 0
+
+
 def test_unlikely_guesses_are_left_out() -> None:
     def seconds(n: int) -> float:
         return 1.0 + 0.2 * (n - 1)
@@ -75,9 +91,9 @@ def test_the_length_chosen_has_the_best_rate(
     found = choice.choose(Draft(list(range(len(claimed))), claimed, 1), step_tokens)
 
     reach = np.cumprod([min(0.98, 0.6 * p) for p in claimed])
-    settled = 1.0 + np.concatenate([[0.0], np.cumsum(reach)])
+    settled = step_tokens + np.concatenate([[0.0], np.cumsum(reach)])
     seconds = costs[step_tokens - 1 : step_tokens + len(claimed)]
-    gains = settled * seconds[0] / seconds
+    gains = settled / step_tokens * seconds[0] / seconds
     best = float(gains.max())
     if best <= 1.02:
         assert found == 0

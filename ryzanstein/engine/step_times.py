@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect, insort
+from bisect import bisect, bisect_left, insort
 
 __all__ = ["StepTimes"]
 
 # A smaller chunk keeps decoding sequences waiting for less; it may cost this much more per token.
 _TOLERATED_COST = 1.1
-# What was measured once in good conditions fades by so much per later measurement.
-_FADE = 1.02
+# A later measurement counts as at least and at most so much of what was known: the estimate stays
+# with the faster steps of those seen, and neither the best nor a slow one decides.
+_LEAST, _MOST = 0.95, 1.02
 
 
 class StepTimes:
@@ -43,7 +44,14 @@ class StepTimes:
         known = self._seconds.get(num_tokens)
         if known is None:
             insort(self._lengths, num_tokens)
-        self._seconds[num_tokens] = seconds if known is None else min(seconds, known * _FADE)
+        elif seconds > known / 2:  # else what was known was a disturbance
+            seconds = min(max(seconds, known * _LEAST), known * _MOST)
+        self._seconds[num_tokens] = seconds
+        # Fewer tokens take no longer: where they seemed to, something else ran meanwhile.
+        for n in reversed(self._lengths[: bisect_left(self._lengths, num_tokens)]):
+            if self._seconds[n] <= seconds:
+                break
+            self._seconds[n] = seconds
 
     def chunk(self) -> int:
         """Return how many tokens of prompts to put into a step: the least that costs little."""

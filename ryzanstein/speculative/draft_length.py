@@ -26,8 +26,8 @@ _PRIOR_RATE, _PRIOR_WEIGHT = 0.6, 2.0
 _TRIED_MEMORY = 0.95  # of what is known per guess tried: the last twenty or so count
 _UNTRIED_MEMORY = 0.999  # per draft left alone, so that a source is tried again now and then
 _MOST_SURE = 0.98  # no guess is certain
-# A step of more tokens has to promise this much: timings are not exact.
-_LEAST_GAIN = 1.02
+# A step of more tokens has to promise this much: timings are not exact, and guessing takes time.
+_LEAST_GAIN = 1.1
 
 
 @dataclass(slots=True)

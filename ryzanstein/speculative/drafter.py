@@ -27,8 +27,8 @@ PROPOSERS: dict[str, Callable[[], Proposer]] = {
     "auto": SuffixProposer,
 }
 
-# No step checks more guesses of one sequence: few are right that far, and each costs time to make.
-_MOST_GUESSES = 24
+# Making guesses takes time too: no more are asked for than these, and twice those last checked.
+_LEAST_ASKED, _MOST_ASKED = 4, 24
 
 
 class Drafter:
@@ -52,6 +52,7 @@ class Drafter:
         self._num_known = 0
         self._draft: Draft = NO_DRAFT
         self._num_checked = 0
+        self._num_asked = _LEAST_ASKED
         self.num_drafted = 0
         self.num_accepted = 0
 
@@ -70,9 +71,12 @@ class Drafter:
         self._proposer = None
         proposer.extend(token_ids[self._num_known :].tolist())
         self._num_known = len(token_ids)
-        self._draft = self._propose(proposer, min(most, _MOST_GUESSES), step_tokens)
+        self._draft = self._propose(proposer, min(most, self._num_asked), step_tokens)
         self._proposer = proposer
+        if not self._draft.token_ids:
+            return ()
         self._num_checked = self._length.choose(self._draft, step_tokens)
+        self._num_asked = min(max(_LEAST_ASKED, 2 * self._num_checked), _MOST_ASKED)
         return self._draft.token_ids[: self._num_checked]
 
     def learn(self, accepted: int) -> None:

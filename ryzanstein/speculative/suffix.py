@@ -73,8 +73,12 @@ class SuffixProposer:
                 if self._lengths[state] < self._min_length:
                     break
                 continue
-            token = max(edges, key=lambda t: counts[edges[t]])
-            share = counts[edges[token]] / max(1, sum(counts[s] for s in edges.values()))
+            if len(edges) == 1:  # most often, and then it needs no counting
+                (token,) = edges
+                share = 1.0
+            else:
+                token = max(edges, key=lambda t: counts[edges[t]])
+                share = counts[edges[token]] / max(1, sum(counts[s] for s in edges.values()))
             reach *= share
             if reach < _LEAST_PROBABILITY:
                 break

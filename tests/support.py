@@ -240,12 +240,14 @@ class Guesses:
         self._course = course.tolist()
         self._right = right
         self._num_known = 0
+        self.num_proposed = 0
         self._rng = np.random.default_rng(1)
 
     def extend(self, token_ids: ABCSequence[int]) -> None:
         self._num_known += len(token_ids)
 
     def propose(self, max_tokens: int) -> Draft:
+        self.num_proposed += 1
         ahead = self._course[self._num_known :][:max_tokens]
         other = self._rng.random(len(ahead)) >= self._right
         guesses = [(t + 1) % _VOCAB if o else t for t, o in zip(ahead, other, strict=True)]

@@ -21,8 +21,9 @@ __all__ = ["DraftLength", "StepSeconds"]
 # Seconds a step of so many tokens takes.
 StepSeconds: TypeAlias = Callable[[int], float]
 
-# Before anything is known: a guess is right six times in ten, said with the weight of two tries.
-_PRIOR_RATE, _PRIOR_WEIGHT = 0.6, 2.0
+# Before anything is known, a guess is right so often, by the binary logarithm of its evidence, said
+# with the weight of two tries: what continues a long match is tried even where steps grow fast.
+_PRIOR_RATES, _PRIOR_WEIGHT = (0.6, 0.6, 0.75, 0.85, 0.9), 2.0
 _TRIED_MEMORY = 0.95  # of what is known per guess tried: the last twenty or so count
 _UNTRIED_MEMORY = 0.999  # per draft left alone, so that a source is tried again now and then
 _MOST_SURE = 0.98  # no guess is certain
@@ -34,11 +35,12 @@ _LEAST_GAIN = 1.1
 class _Record:
     """How often guesses were right, as weights that fade."""
 
+    prior_rate: float
     right: float = 0.0
     tried: float = 0.0
 
     def rate(self) -> float:
-        return (self.right + _PRIOR_RATE * _PRIOR_WEIGHT) / (self.tried + _PRIOR_WEIGHT)
+        return (self.right + self.prior_rate * _PRIOR_WEIGHT) / (self.tried + _PRIOR_WEIGHT)
 
     def fade(self, memory: float) -> None:
         self.right *= memory
@@ -95,4 +97,7 @@ class DraftLength:
 
     def _record(self, evidence: int) -> _Record:
         # Evidence counts by its order of magnitude: 1, 2-3, 4-7, 8-15, ...
-        return self._records.setdefault(int(math.log2(evidence)) if evidence else 0, _Record())
+        order = int(math.log2(evidence)) if evidence else 0
+        if order not in self._records:
+            self._records[order] = _Record(_PRIOR_RATES[min(order, len(_PRIOR_RATES) - 1)])
+        return self._records[order]

@@ -29,6 +29,8 @@ PROPOSERS: dict[str, Callable[[], Proposer]] = {
 
 # Making guesses takes time too: no more are asked for than these, and twice those last checked.
 _LEAST_ASKED, _MOST_ASKED = 4, 24
+# After each draft that is not worth checking, twice as many steps go by without one, up to this.
+_LONGEST_PAUSE = 8
 
 
 class Drafter:
@@ -53,6 +55,7 @@ class Drafter:
         self._draft: Draft = NO_DRAFT
         self._num_checked = 0
         self._num_asked = _LEAST_ASKED
+        self._pause = self._steps_to_pause = 0
         self.num_drafted = 0
         self.num_accepted = 0
 
@@ -67,6 +70,9 @@ class Drafter:
         proposer = self._proposer
         if proposer is None or most < 1:
             return ()
+        if self._steps_to_pause:
+            self._steps_to_pause -= 1
+            return ()
         # An interrupt leaves a proposer in no known state: from then on there is none.
         self._proposer = None
         proposer.extend(token_ids[self._num_known :].tolist())
@@ -76,6 +82,8 @@ class Drafter:
         if not self._draft.token_ids:
             return ()
         self._num_checked = self._length.choose(self._draft, step_tokens)
+        self._pause = 0 if self._num_checked else min(2 * self._pause + 1, _LONGEST_PAUSE)
+        self._steps_to_pause = self._pause
         self._num_asked = min(max(_LEAST_ASKED, 2 * self._num_checked), _MOST_ASKED)
         return self._draft.token_ids[: self._num_checked]
 

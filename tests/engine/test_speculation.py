@@ -20,7 +20,8 @@ from support import (
 from ryzanstein import LLM, SamplingParams, ValidationError
 from ryzanstein.engine.request import Request
 from ryzanstein.errors import DistributionError
-from ryzanstein.speculative.drafter import PROPOSERS
+from ryzanstein.speculative.draft_length import DraftLength
+from ryzanstein.speculative.drafter import PROPOSERS, Drafter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +82,18 @@ def test_no_chain_draws_anything_else(chain: str, model: TinyModel) -> None:
             assert drafter.num_accepted == 0
         elif len(expected) > 1:
             assert drafter.num_accepted > 0
+
+
+def test_drafts_that_are_not_worth_it_are_made_ever_more_rarely() -> None:
+    proposer = Guesses(np.arange(1000, dtype=np.int32), 1.0)
+    drafter = Drafter(proposer, DraftLength(float))  # every token costs a step
+    asked = []
+    for num_tokens in range(1, 101):
+        before = proposer.num_proposed
+        assert not drafter.draft(np.arange(num_tokens, dtype=np.int32), 8, 1)
+        asked.append(proposer.num_proposed > before)
+    assert asked[:6] == [True, False, True, False, False, False]
+    assert 5 < sum(asked) < 20
 
 
 def test_right_guesses_save_their_steps(model: TinyModel) -> None:

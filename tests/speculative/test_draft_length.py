@@ -72,10 +72,16 @@ def test_failures_end_a_source_and_it_is_tried_again() -> None:
 def test_successes_lengthen_drafts_of_like_evidence_only() -> None:
     choice = DraftLength(lambda n: 1.0 + 0.2 * (n - 1))
     before = choice.choose(draft(16, evidence=8), 1)
+    others = choice.choose(draft(16, evidence=2), 1)
     for _ in range(20):
         choice.learn(draft(16, evidence=9), 16, 16)
     assert choice.choose(draft(16, evidence=8), 1) > before
-    assert choice.choose(draft(16, evidence=2), 1) == before
+    assert choice.choose(draft(16, evidence=2), 1) == others
+
+
+def test_what_continues_a_long_match_is_trusted_first() -> None:
+    choice = DraftLength(lambda n: 1.0 + 0.5 * (n - 1))
+    assert choice.choose(draft(8, evidence=16), 1) > choice.choose(draft(8, evidence=2), 1)
 
 
 @given(

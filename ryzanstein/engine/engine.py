@@ -108,7 +108,8 @@ class Engine:
                 self._settle(sequence, chunk, logits[row : row + chunk.num_logit_rows])
                 row += chunk.num_logit_rows
             num_tokens = sum(len(chunk.token_ids) for _, chunk in planned)
-            self.step_times.record(num_tokens, time.perf_counter() - began)
+            seconds = time.perf_counter() - began - self.scheduler.drafting_seconds
+            self.step_times.record(num_tokens, seconds)
         except BaseException:
             self.scheduler.rollback()
             raise

@@ -12,6 +12,7 @@ per cached page. Whoever comes that much later ranks behind, so nobody starves.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Scheduler:
     """Ranks sequences, over a pool of pages and a token budget.
 
     `prefill_tokens` limits the prompts' share of a step; it may be changed between steps.
+    `drafting_seconds` is what making guesses took in the last one.
     """
 
     def __init__(self, blocks: BlockManager, config: EngineConfig) -> None:
@@ -54,6 +56,7 @@ class Scheduler:
         self._num_steps = 0
         self._num_added = 0
         self.prefill_tokens = config.token_budget
+        self.drafting_seconds = 0.0
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
@@ -87,7 +90,9 @@ class Scheduler:
             victim = self._preempt_last()
             shares = [share for share in shares if share[0] is not victim]
         shares += self._admit(budget)
+        began = time.perf_counter()
         drafts = self._draft(shares)
+        self.drafting_seconds = time.perf_counter() - began
         return [
             (sequence, self._reserve(sequence, n, draft))
             for (sequence, n), draft in zip(shares, drafts, strict=True)

@@ -80,6 +80,10 @@ _WeightCache = Annotated[
     bool,
     typer.Option(help="Keep the packed weights of a large model, to load it faster next time."),
 ]
+_Speculative = Annotated[
+    str | None,
+    typer.Option(help="Check guesses, for the same text sooner: auto, suffix or ngram."),
+]
 _MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.")
 ]
@@ -156,6 +160,7 @@ def generate(
     weights: _Weights = "auto",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
+    speculative: _Speculative = None,
     stats: _Stats = False,
     as_json: _Json = False,
 ) -> None:
@@ -184,9 +189,8 @@ def generate(
         "seed": seed,
     }
     text = _read_prompt(prompt)
-    with _load(
-        model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache
-    ) as llm:
+    held = (kv_dtype, lm_head, weights, isa, weight_cache, speculative)
+    with _load(model, threads, context_length, *held) as llm:
         params = _sampling(llm, chosen, settings)
         completion = (_print_json if as_json else _print_stream)(llm, text, params)
     if stats:
@@ -212,6 +216,7 @@ def chat(
     weights: _Weights = "auto",
     isa: _Isa = None,
     weight_cache: _WeightCache = True,
+    speculative: _Speculative = None,
 ) -> None:
     """Talk to a model that has a chat template.
 
@@ -232,7 +237,7 @@ def chat(
         "seed": seed,
     }
     with _load(
-        model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache
+        model, threads, context_length, kv_dtype, lm_head, weights, isa, weight_cache, speculative
     ) as llm:
         params = _sampling(llm, chosen, settings)
         ChatLoop(llm, params, system).run()
@@ -319,12 +324,14 @@ def _load(
     weights: str,
     isa: str | None,
     weight_cache: bool,
+    speculative: str | None,
 ) -> LLM:
     options: dict[str, Any] = {
         "context_length": context_length,
         "kv_dtype": kv_dtype,
         "lm_head": lm_head,
         "weights": weights,
+        "speculative": speculative,
     }
     return LLM(model, threads=threads, isa=isa, weight_cache=weight_cache, **options)
 
@@ -401,11 +408,13 @@ def _print_stream(llm: LLM, text: str, params: Any) -> Completion:
 def _stats_line(completion: Completion) -> str:
     timings = completion.timings
     rate = timings.decode_tokens_per_s
+    drafted, accepted = timings.drafted_tokens, timings.accepted_tokens
     return ", ".join(
         (
             f"{completion.usage.completion_tokens} tokens",
             f"first token {timings.time_to_first_token_s * 1000:.0f} ms",
             "- tok/s" if rate is None else f"{rate:.1f} tok/s",
+            *([f"{accepted} of {drafted} guesses right"] if drafted else []),
             f"peak memory {peak_resident_bytes() / 1e9:.2f} GB",
         )
     )

@@ -33,6 +33,7 @@ HeadKind: TypeAlias = Literal["exact", "int8", "int7", "int5", "int4", "dense"]
 WeightKind: TypeAlias = Literal["auto", "bf16", "int8", "int4", "ternary"]
 Eviction: TypeAlias = Literal["lru", "lfu", "fifo", "cost", "arc"]
 Scheduling: TypeAlias = Literal["fcfs", "priority", "prefix"]
+Speculative: TypeAlias = Literal["ngram", "suffix", "auto"]
 
 _MAX_SEQUENCES = 16
 # A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from

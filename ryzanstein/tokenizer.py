@@ -146,6 +146,12 @@ class Tokenizer:
         text: str = self._backend.to_str()
         return text
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of each token."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return ids
+
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is left out of decoded text."""
         return token_id in self._special_ids

@@ -25,6 +25,9 @@ from ryzanstein.engine.engine import Engine
 from ryzanstein.engine.sequence import Sequence
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.sampling import SamplingParams
+from ryzanstein.speculative.draft_length import DraftLength
+from ryzanstein.speculative.drafter import Drafter
+from ryzanstein.speculative.proposer import Draft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,13 +36,16 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import HeadKind, KVDtype
     from ryzanstein.engine.block_manager import BlockTable
+    from ryzanstein.speculative.proposer import Proposer
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "Guesses",
     "TinyModel",
     "Workbench",
     "byte_level",
     "copy_embedded",
+    "draft_with",
     "finish",
     "make_sequence",
     "python_environment",
@@ -218,6 +224,39 @@ def tiny_engine(
 
 def make_sequence(prompt: I32Array, max_tokens: int, **options: Any) -> Sequence:
     return Sequence.create(prompt, SamplingParams(**options), max_tokens=max_tokens)
+
+
+class Guesses:
+    """Guesses from the known course of a sequence, of which a share is right.
+
+    Args:
+        course: int32 [n], prompt and generated tokens.
+        right: how likely a guess is the course's token.
+    """
+
+    guess_seconds = 0.0
+
+    def __init__(self, course: I32Array, right: float) -> None:
+        self._course = course.tolist()
+        self._right = right
+        self._num_known = 0
+        self.num_proposed = 0
+        self._rng = np.random.default_rng(1)
+
+    def extend(self, token_ids: ABCSequence[int]) -> None:
+        self._num_known += len(token_ids)
+
+    def propose(self, max_tokens: int) -> Draft:
+        self.num_proposed += 1
+        ahead = self._course[self._num_known :][:max_tokens]
+        other = self._rng.random(len(ahead)) >= self._right
+        guesses = [(t + 1) % _VOCAB if o else t for t, o in zip(ahead, other, strict=True)]
+        return Draft(guesses, [1.0] * len(guesses), 1)
+
+
+def draft_with(sequence: Sequence, proposer: Proposer) -> None:
+    """Let a sequence check guesses as if they cost next to nothing."""
+    sequence.drafter = Drafter(proposer, DraftLength(lambda n: 1.0 + 1e-6 * n))
 
 
 def finish(engine: Engine, sequences: ABCSequence[Sequence]) -> list[list[int]]:

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import (
+    Guesses,
     TinyModel,
     Workbench,
+    draft_with,
     finish,
     make_sequence,
     random_tokens,
@@ -251,14 +253,23 @@ def related_jobs(draw: st.DrawFn) -> list[tuple[int, int, int, int, str]]:
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @settings(max_examples=25)
-@given(options=engines(), work=related_jobs(), threads=st.sampled_from([1, 3]))
-def test_prefix_hits_chunks_preemption_and_threads_do_not_show(
+@given(
+    options=engines(),
+    work=related_jobs(),
+    threads=st.sampled_from([1, 3]),
+    right=st.lists(st.sampled_from([None, 0.0, 0.8, 1.0]), min_size=7, max_size=7),
+)
+def test_prefix_hits_chunks_preemption_guesses_and_threads_do_not_show(
     kv_dtype: KVDtype,
     options: dict[str, Any],
     work: list[tuple[int, int, int, int, str]],
     threads: int,
+    right: list[float | None],
 ) -> None:
-    """Sequences that share prompts arrive over time; each is as if it had been alone."""
+    """Sequences that share prompts arrive over time; each is as if it had been alone.
+
+    Some check guesses, of which a share is right.
+    """
     one, shared = tiny_decoder(7), random_tokens(90, 120)
 
     def sequences() -> list[Sequence]:
@@ -274,6 +285,9 @@ def test_prefix_hits_chunks_preemption_and_threads_do_not_show(
     for sequence in alone:
         finish(tiny_engine(one, prefix_cache=False, kv_dtype=kv_dtype), [sequence])
     together = sequences()
+    for sequence, known, share in zip(together, alone, right, strict=False):
+        if share is not None:
+            draft_with(sequence, Guesses(known.buffer, share))
     engine = tiny_engine(tiny_decoder(7, threads=threads), kv_dtype=kv_dtype, **options)
     for step in itertools.count():
         for sequence, (*_, arrival, _salt) in zip(together, work, strict=True):

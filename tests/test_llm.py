@@ -404,11 +404,11 @@ def test_skipping_zeros_is_handed_on_and_changes_no_token(llm: LLM) -> None:
             skipping.generate("def f(", GREEDY).token_ids
             == llm.generate("def f(", GREEDY).token_ids
         )
-        counts = skipping._engine._live()._decoder.channel_counts()
+        counts = skipping._engine._live().decoder.channel_counts()
     assert all(layer["steps"] > 0 for layer in counts)
 
 
-@pytest.mark.parametrize("name", ["speculative", "n_ctx"])
+@pytest.mark.parametrize("name", ["draft_model", "n_ctx"])
 def test_unknown_options(name: str) -> None:
     options: dict[str, Any] = {name: None}
     with pytest.raises(TypeError, match=name):

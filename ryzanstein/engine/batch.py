@@ -34,6 +34,7 @@ class Chunk:
         screening: which logits of these rows will be looked at.
         seen: int32 [m], tokens whose logits will be looked at besides.
         copies: pages to copy before the step.
+        draft: the last tokens again, as far as they are guesses that the logits will decide.
     """
 
     token_ids: I32Array
@@ -44,6 +45,7 @@ class Chunk:
     screening: Screening = EVERY_LOGIT
     seen: I32Array | None = None
     copies: tuple[BlockCopy, ...] = ()
+    draft: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

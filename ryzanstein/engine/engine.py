@@ -17,6 +17,8 @@ from ryzanstein.engine.prefix_file import PrefixFile, StoredPage, write_prefix_f
 from ryzanstein.engine.scheduler import Scheduler
 from ryzanstein.engine.step_times import StepTimes
 from ryzanstein.errors import ContextLengthError, DistributionError, ValidationError
+from ryzanstein.speculative.draft_length import DraftLength
+from ryzanstein.speculative.drafter import Drafter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import EngineConfig
     from ryzanstein.engine.sequence import Sequence
+    from ryzanstein.speculative.drafter import MakeProposer
 
 __all__ = ["Engine"]
 
@@ -39,6 +42,7 @@ class Engine:
         cache: holds the pages.
         config: the limits.
         identity: what else determines keys and values: the model, its rope, the tier.
+        make_proposer: what guesses at a sequence's next tokens; None guesses nothing.
 
     Example:
         >>> engine = Engine(decoder, cache, config)
@@ -53,6 +57,7 @@ class Engine:
         cache: _core.PagedCache,
         config: EngineConfig,
         identity: str = "",
+        make_proposer: MakeProposer | None = None,
     ) -> None:
         self.config = config
         self.prefixes = None
@@ -64,7 +69,8 @@ class Engine:
         self.step_times = StepTimes(_core.PAGE_TOKENS, config.token_budget)
         text = f"{identity} {config.kv_dtype} {_core.PAGE_TOKENS}"
         self.fingerprint = hashlib.sha256(text.encode()).digest()
-        self._decoder = decoder
+        self.decoder = decoder
+        self._make_proposer = make_proposer
         self._cache = cache
 
     def add(self, sequence: Sequence) -> None:
@@ -76,6 +82,9 @@ class Engine:
         namespace = self.fingerprint + sequence.cache_salt.encode()
         sequence.chain = PageChain(sequence.buffer, _core.PAGE_TOKENS, namespace)
         self.scheduler.add(sequence)
+        if self._make_proposer is not None:
+            proposer = self._make_proposer(sequence.capacity)
+            sequence.drafter = Drafter(proposer, DraftLength(self.step_times))
 
     def step(self) -> None:
         """Advance every running sequence; finished ones leave and free their pages.
@@ -88,23 +97,19 @@ class Engine:
         if not self.scheduler.has_work:
             return
         try:
+            began = time.perf_counter()
             self.scheduler.prefill_tokens = self.step_times.chunk()
             planned = self.scheduler.schedule()
             if not planned:
                 return
-            began = time.perf_counter()
-            logits = run_step(self._decoder, self._cache, [chunk for _, chunk in planned])
-            num_tokens = sum(len(chunk.token_ids) for _, chunk in planned)
-            self.step_times.record(num_tokens, time.perf_counter() - began)
+            logits = run_step(self.decoder, self._cache, [chunk for _, chunk in planned])
             row = 0
             for sequence, chunk in planned:
-                if chunk.num_logit_rows:
-                    if not sequence.is_finished:  # cancelled during the step
-                        self._extend(sequence, logits[row])
-                    row += 1
-                sequence.num_computed = chunk.start + len(chunk.token_ids)
-                assert sequence.table is not None
-                self.blocks.share(sequence.table, sequence.chain, sequence.num_computed)
+                self._settle(sequence, chunk, logits[row : row + chunk.num_logit_rows])
+                row += chunk.num_logit_rows
+            num_tokens = sum(len(chunk.token_ids) for _, chunk in planned)
+            seconds = time.perf_counter() - began - self.scheduler.drafting_seconds
+            self.step_times.record(num_tokens, seconds)
         except BaseException:
             self.scheduler.rollback()
             raise
@@ -189,7 +194,7 @@ class Engine:
                 piece = token_ids[start : start + n]
                 reservation = self.blocks.append(table, len(piece))
                 chunk = Chunk(piece, start, reservation.slots, table.block_ids, len(piece))
-                logits = run_step(self._decoder, self._cache, [chunk])
+                logits = run_step(self.decoder, self._cache, [chunk])
                 yield start, logits
                 start += len(piece)
                 n = self._rows_per_step(logits.shape[1])
@@ -200,9 +205,18 @@ class Engine:
         affordable = _LOGITS_BYTES_PER_STEP // (vocab_size * np.dtype(np.float32).itemsize)
         return max(1, min(self.config.token_budget, affordable))
 
-    @staticmethod
-    def _extend(sequence: Sequence, logits: F32Array) -> None:
+    def _settle(self, sequence: Sequence, chunk: Chunk, logits: F32Array) -> None:
+        """Draw tokens from a chunk's logits, and keep what of it proves to be the sequence's."""
+        accepted = 0
         try:
-            sequence.extend(logits)
+            accepted = sequence.accept(logits, chunk.draft)
         except (DistributionError, ValidationError) as error:
             sequence.error = error
+        assert sequence.table is not None
+        num_guessed = len(chunk.draft)
+        sequence.num_computed = chunk.start + len(chunk.token_ids) - num_guessed + accepted
+        if num_guessed:
+            self.blocks.truncate(sequence.table, sequence.num_computed)
+            assert sequence.drafter is not None
+            sequence.drafter.learn(accepted)
+        self.blocks.share(sequence.table, sequence.chain, sequence.num_computed)

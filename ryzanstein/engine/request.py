@@ -67,9 +67,10 @@ class Request:
             DistributionError: the sequence ended because no token could be drawn.
             ValidationError: it ended because its logits processor failed.
         """
-        if self.sequence.error is not None:
+        unread = self._unread()
+        if self.sequence.error is not None and not unread:
             raise self.sequence.error
-        text = "".join(self._read(token) for token in self._unread())
+        text = "".join(self._read(token) for token in unread)
         if self.done:
             text += self._settle(self._detokenizer.flush()) + self._stops.flush()
         if not text and not self.done:
@@ -110,6 +111,7 @@ class Request:
         admitted = sequence.admitted_at or self._created
         num_generated = len(sequence.generated)
         decoding = self._last_token - first
+        drafter = sequence.drafter
         assert sequence.finish_reason is not None
         return Completion(
             text="".join(self._texts),
@@ -127,6 +129,8 @@ class Request:
                 prefill_tokens_per_s=sequence.num_prompt_tokens / max(first - admitted, 1e-9),
                 decode_tokens_per_s=(num_generated - 1) / decoding if decoding > 0 else None,
                 total_s=self._last_token - self._created,
+                drafted_tokens=drafter.num_drafted if drafter else 0,
+                accepted_tokens=drafter.num_accepted if drafter else 0,
             ),
             prompt_token_ids=tuple(sequence.buffer[: sequence.num_prompt_tokens].tolist()),
             seed=sequence.seed,

@@ -62,12 +62,16 @@ class Timings:
         prefill_tokens_per_s: prompt tokens over the time from admission to the first token.
         decode_tokens_per_s: tokens after the first over the time they took; None if there are none.
         total_s: from the request to its last token.
+        drafted_tokens: guesses that speculative decoding had checked.
+        accepted_tokens: those that were right: each saved a step.
     """
 
     time_to_first_token_s: float
     prefill_tokens_per_s: float
     decode_tokens_per_s: float | None
     total_s: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

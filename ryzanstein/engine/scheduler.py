@@ -4,6 +4,7 @@ There are no phases: a sequence has tokens that are computed and tokens that are
 has one token budget. Sequences with a single pending token (decoding) go first, so a long prompt
 never stalls them; prompts fill the rest, in chunks that end with a page. When pages run out, the
 sequence that ranks last gives its pages back and is recomputed later, less what is still cached.
+Guesses at what a decoding sequence says next take only tokens and pages that nobody else wants.
 
 A rank is the step of arrival, less what a policy grants: so many steps per level of priority, or
 per cached page. Whoever comes that much later ranks behind, so nobody starves.
@@ -11,13 +12,18 @@ per cached page. Whoever comes that much later ranks behind, so nobody starves.
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ryzanstein.engine.batch import Chunk
 from ryzanstein.errors import ContextLengthError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as ABCSequence
+
     from ryzanstein.config import EngineConfig
     from ryzanstein.engine.block_manager import BlockManager
     from ryzanstein.engine.prefix_cache import PrefixMatch
@@ -37,6 +43,7 @@ class Scheduler:
     """Ranks sequences, over a pool of pages and a token budget.
 
     `prefill_tokens` limits the prompts' share of a step; it may be changed between steps.
+    `drafting_seconds` is what making guesses took in the last one.
     """
 
     def __init__(self, blocks: BlockManager, config: EngineConfig) -> None:
@@ -49,6 +56,7 @@ class Scheduler:
         self._num_steps = 0
         self._num_added = 0
         self.prefill_tokens = config.token_budget
+        self.drafting_seconds = 0.0
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
 
@@ -82,7 +90,13 @@ class Scheduler:
             victim = self._preempt_last()
             shares = [share for share in shares if share[0] is not victim]
         shares += self._admit(budget)
-        return [(sequence, self._reserve(sequence, n)) for sequence, n in shares]
+        began = time.perf_counter()
+        drafts = self._draft(shares)
+        self.drafting_seconds = time.perf_counter() - began
+        return [
+            (sequence, self._reserve(sequence, n, draft))
+            for (sequence, n), draft in zip(shares, drafts, strict=True)
+        ]
 
     def retire(self) -> None:
         """Let finished sequences go and free their pages."""
@@ -163,19 +177,46 @@ class Scheduler:
         beyond_page = (sequence.num_computed + budget) % self._blocks.block_tokens
         return budget - beyond_page if beyond_page < budget else budget
 
-    def _reserve(self, sequence: Sequence, n: int) -> Chunk:
+    def _draft(self, shares: list[tuple[Sequence, int]]) -> list[ABCSequence[int]]:
+        """Return guesses for each share, from the tokens and pages that the others leave."""
+        drafts: list[ABCSequence[int]] = [()] * len(shares)
+        decoding = [i for i, (s, n) in enumerate(shares) if n == s.num_pending == 1 and s.drafter]
+        if not decoding:
+            return drafts
+        step_tokens = sum(n for _, n in shares)
+        spare = self._blocks.num_free - sum(self._needed(s, n) for s, n in shares)
+        for i in decoding:
+            sequence = shares[i][0]
+            held = self._blocks.blocks_for(sequence.num_tokens)
+            most = min(
+                self._token_budget - step_tokens,
+                (held + spare) * self._blocks.block_tokens - sequence.num_tokens,
+                sequence.capacity - sequence.num_tokens - 1,  # one more is drawn behind them
+            )
+            assert sequence.drafter is not None
+            tokens = sequence.buffer[: sequence.num_tokens]
+            drafts[i] = sequence.drafter.draft(tokens, most, step_tokens)
+            step_tokens += len(drafts[i])
+            spare -= self._blocks.blocks_for(sequence.num_tokens + len(drafts[i])) - held
+        return drafts
+
+    def _reserve(self, sequence: Sequence, n: int, draft: ABCSequence[int]) -> Chunk:
         assert sequence.table is not None
         start = sequence.num_computed
-        reservation = self._blocks.append(sequence.table, n)
+        token_ids = sequence.buffer[start : start + n]
+        if draft:
+            token_ids = np.concatenate((token_ids, np.array(draft, np.int32)))
+        reservation = self._blocks.append(sequence.table, len(token_ids))
         return Chunk(
-            token_ids=sequence.buffer[start : start + n],
+            token_ids=token_ids,
             start=start,
             slots=reservation.slots,
             block_ids=sequence.table.block_ids,
-            num_logit_rows=int(start + n == sequence.num_tokens),
+            num_logit_rows=int(start + n == sequence.num_tokens) + len(draft),
             screening=sequence.screening,
-            seen=sequence.known,
+            seen=sequence.known(draft),
             copies=reservation.copies,
+            draft=draft,
         )
 
     def _needed(self, sequence: Sequence, n: int) -> int:

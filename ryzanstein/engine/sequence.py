@@ -19,6 +19,7 @@ from ryzanstein.sampling.words import NO_WORDS, Words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Sequence as ABCSequence
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.engine.block_manager import BlockTable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ryzanstein.engine.result import FinishReason
     from ryzanstein.sampling import SamplingParams
     from ryzanstein.sampling.params import LogitsProcessor
+    from ryzanstein.speculative.drafter import Drafter
     from ryzanstein.structured import Constraint
 
 __all__ = ["Sequence"]
@@ -39,7 +41,7 @@ class Sequence:
     fails half-way is undone by truncating the block table to it.
 
     Every field is consistent after each assignment, so an interrupt (Ctrl-C) between any two costs
-    at most a recomputed token, never a wrong or a missing one.
+    at most a few recomputed tokens, never a wrong or a missing one.
 
     Args:
         buffer: int32 [prompt + max_tokens], filled up to num_tokens.
@@ -58,6 +60,7 @@ class Sequence:
         chain: the full pages, for the prefix cache.
         arrival: when the scheduler was given the sequence, the least first.
         prefix: what the prefix cache had when the sequence first ran.
+        drafter: guesses at what comes next; None guesses nothing.
     """
 
     buffer: I32Array
@@ -81,6 +84,7 @@ class Sequence:
     chain: PageChain | None = None
     arrival: tuple[int, int] = (0, 0)
     prefix: PrefixMatch = NO_MATCH
+    drafter: Drafter | None = None
 
     def __post_init__(self) -> None:
         self.num_tokens = self.num_prompt_tokens
@@ -165,12 +169,15 @@ class Sequence:
         """Return the tokens generated so far, int32 [n]."""
         return self.buffer[self.num_prompt_tokens : self.num_tokens]
 
-    @property
-    def known(self) -> I32Array | None:
-        """Return the tokens whose logits will be looked at besides the highest, int32 [n]."""
+    def known(self, draft: ABCSequence[int]) -> I32Array | None:
+        """Return the tokens whose logits will be looked at besides the highest, int32 [n].
+
+        Those of a draft count as seen at all of its rows: that only adds to what is looked at.
+        """
         known = np.array(self.screening.known, np.int32)
         if self.screening.seen:
-            return np.concatenate((self.buffer[: self.num_tokens], known))
+            drafted = np.array(draft, np.int32)
+            return np.concatenate((self.buffer[: self.num_tokens], drafted, known))
         return known if len(known) else None
 
     def mark_admitted(self, prefix: PrefixMatch) -> None:
@@ -226,6 +233,28 @@ class Sequence:
         self.buffer[start:end] = forced
         self.num_tokens = end
         return bool(forced)
+
+    def accept(self, logits: F32Array, draft: ABCSequence[int]) -> int:
+        """Extend from the rows of float32 [R, V] as long as what comes is the draft.
+
+        Row i is right if the first i tokens of the draft are. Every token is drawn from the row and
+        with the state of the sampler that it would be drawn from without a draft.
+
+        Returns:
+            How many tokens of the draft came.
+
+        Raises:
+            As `extend`; the tokens that came before stay.
+        """
+        accepted = 0
+        while accepted < len(logits) and not self.is_finished:
+            start = self.num_tokens
+            self.extend(logits[accepted])
+            for token in self.buffer[start : self.num_tokens].tolist():
+                if accepted == len(draft) or token != draft[accepted]:
+                    return accepted
+                accepted += 1
+        return accepted
 
     def _processed(self, logits: F32Array) -> F32Array:
         if self.logits_processor is None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as ABCSequence
     from pathlib import Path
 
+    from ryzanstein import _core
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.engine.engine import Engine
     from ryzanstein.engine.request import Request
@@ -40,6 +41,11 @@ class SharedEngine:
     def num_free_blocks(self) -> int:
         """Return the KV pages that no sequence owns."""
         return self._live().blocks.num_free
+
+    @property
+    def decoder(self) -> _core.Decoder:
+        """Return what computes."""
+        return self._live().decoder
 
     def close(self) -> None:
         """Let go of weights and cache."""

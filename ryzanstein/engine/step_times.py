@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect, bisect_left, insort
+
 __all__ = ["StepTimes"]
 
 # A smaller chunk keeps decoding sequences waiting for less; it may cost this much more per token.
 _TOLERATED_COST = 1.1
-# What was measured once in good conditions fades by so much per later measurement.
-_FADE = 1.02
+# A later measurement counts as at least and at most so much of what was known: the estimate stays
+# with the faster steps of those seen, and neither the best nor a slow one decides.
+_LEAST, _MOST = 0.95, 1.02
 
 
 class StepTimes:
@@ -34,11 +37,21 @@ class StepTimes:
         while self._chunks[-1] * 2 <= most_tokens:
             self._chunks.append(self._chunks[-1] * 2)
         self._seconds: dict[int, float] = {}
+        self._lengths: list[int] = []  # the keys of that, ascending
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """Learn from a step."""
         known = self._seconds.get(num_tokens)
-        self._seconds[num_tokens] = seconds if known is None else min(seconds, known * _FADE)
+        if known is None:
+            insort(self._lengths, num_tokens)
+        elif seconds > known / 2:  # else what was known was a disturbance
+            seconds = min(max(seconds, known * _LEAST), known * _MOST)
+        self._seconds[num_tokens] = seconds
+        # Fewer tokens take no longer: where they seemed to, something else ran meanwhile.
+        for n in reversed(self._lengths[: bisect_left(self._lengths, num_tokens)]):
+            if self._seconds[n] <= seconds:
+                break
+            self._seconds[n] = seconds
 
     def chunk(self) -> int:
         """Return how many tokens of prompts to put into a step: the least that costs little."""
@@ -51,15 +64,18 @@ class StepTimes:
 
     def __call__(self, num_tokens: int) -> float:
         """Return the seconds of a step, in proportion between those measured; 0 if none was."""
-        below = max((n for n in self._seconds if n <= num_tokens), default=None)
-        above = min((n for n in self._seconds if n >= num_tokens), default=None)
-        if below is None or above is None:
-            nearest = above if below is None else below
-            if nearest is None:
-                return 0.0
-            # Beyond the largest, tokens cost what they cost there; below the least, no less.
-            return self._seconds[nearest] * max(1.0, num_tokens / nearest)
-        if below == above:
-            return self._seconds[below]
+        measured = self._seconds.get(num_tokens)
+        if measured is not None:
+            return measured
+        lengths = self._lengths
+        i = bisect(lengths, num_tokens)
+        if not lengths:
+            return 0.0
+        if i == 0:  # below the least, a step costs no less
+            return self._seconds[lengths[0]]
+        below = lengths[i - 1]
+        if i == len(lengths):  # beyond the largest, tokens cost what they cost there
+            return self._seconds[below] * num_tokens / below
+        above = lengths[i]
         share = (num_tokens - below) / (above - below)
         return self._seconds[below] * (1 - share) + self._seconds[above] * share

@@ -36,6 +36,23 @@ def test_one_slow_step_does_not_count() -> None:
     assert times(32) == pytest.approx(1.02)
 
 
+def test_the_estimate_follows_what_steps_take() -> None:
+    times = StepTimes(32, 32)
+    times.record(8, 9.0)
+    times.record(8, 1.0)  # the first was a disturbance
+    assert times(8) == 1.0
+    for _ in range(60):
+        times.record(8, 2.0)
+    assert times(8) == pytest.approx(2.0)
+
+
+def test_fewer_tokens_take_no_longer() -> None:
+    times = StepTimes(32, 32)
+    for num_tokens, seconds in ((1, 1.0), (3, 8.0), (4, 9.0), (6, 2.0)):
+        times.record(num_tokens, seconds)
+    assert [times(n) for n in (1, 2, 3, 4, 6)] == [1.0, 1.5, 2.0, 2.0, 2.0]
+
+
 def test_the_curve() -> None:
     times = StepTimes(32, 64)
     assert times(5) == 0.0

@@ -276,7 +276,8 @@ def test_embeddings_that_a_file_has_quantised(tmp_path: Path) -> None:
     packed = convert_model(files, tmp_path / "packed", "hf")
     tensors = parse((packed.path / "model.safetensors").read_bytes())
     assert np.array_equal(tensors["model.embed_tokens.weight"].array, expected[1])
-    assert greedy(packed.path) == greedy(tmp_path / "small.gguf")
+    # Loading rounds the embedding of the first file to float16, those of the others are exact.
+    assert greedy(packed.path) == greedy(again.path)
 
 
 def test_llama3_rotary_scaling_is_a_tensor(tmp_path: Path) -> None:

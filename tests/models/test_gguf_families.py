@@ -68,6 +68,8 @@ def to_gguf(config: Config, tensors: Tensors, architecture: str, kind: str) -> G
     if scaling := config.get("rope_scaling"):
         metadata[f"{architecture}.rope.scaling.type"] = scaling["rope_type"]
         metadata[f"{architecture}.rope.scaling.factor"] = scaling["factor"]
+        if original := scaling.get("original_max_position_embeddings"):
+            metadata[f"{architecture}.rope.scaling.original_context_length"] = original
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
     raw = {}

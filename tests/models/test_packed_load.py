@@ -139,7 +139,7 @@ def test_large_tensors_are_read_once_only(
     load(checkpoint, cache)
     checked: list[int] = []
     monkeypatch.setattr(
-        "ryzanstein.models.weights.first_non_finite", lambda array: checked.append(array.size)
+        "ryzanstein.models.tensors.first_non_finite", lambda array: checked.append(array.size)
     )
     assert load(checkpoint, cache).mapped_bytes > 0
     assert max(checked) < OFFLINE.config["vocab_size"] * OFFLINE.config["hidden_size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import tokenizers
@@ -20,6 +21,7 @@ __all__ = ["Detokenizer", "Tokenizer"]
 _REPLACEMENT = "\ufffd"
 # Enough of the prompt for a decoder that treats the first word of a text specially.
 _PROMPT_TAIL_TOKENS = 6
+_ANY_TEXT = "a"
 
 
 def _token_text(value: object) -> str | None:
@@ -161,13 +163,22 @@ class Tokenizer:
         return token_id in self._byte_ids
 
     def _framing(self, add_bos: bool | None, add_eos: bool | None) -> TemplateProcessing:
-        present = self._backend.encode("").ids
+        # Seen around a text: bos and eos may be one token, which is then on one side of it only.
+        seen = self._backend.encode(_ANY_TEXT)
+        pairs = list(zip(seen.ids, seen.sequence_ids, strict=True))
+        before, after = (
+            [token_id for token_id, _ in takewhile(lambda pair: pair[1] is None, side)]
+            for side in (pairs, reversed(pairs))
+        )
         bos, eos = (
             [(self.special_tokens[role], token_id)]
             if (token_id := self._find(role)) is not None
             and (token_id in present if wanted is None else wanted)
             else []
-            for role, wanted in (("bos_token", add_bos), ("eos_token", add_eos))
+            for role, wanted, present in (
+                ("bos_token", add_bos, before),
+                ("eos_token", add_eos, after),
+            )
         )
         template = [*(token for token, _ in bos), "$A", *(token for token, _ in eos)]
         return TemplateProcessing(single=template, special_tokens=[*bos, *eos])

@@ -142,6 +142,24 @@ def test_eos_is_added_as_configured(template: bool, add_eos: bool) -> None:
     assert tokenizer.encode("a", add_special_tokens=False) == [0x61]
 
 
+@pytest.mark.parametrize("template", ["<s> $A", "$A <s>", "<s> $A <s>", "$A"])
+def test_a_token_that_is_both_bos_and_eos_stays_where_it_was(template: str) -> None:
+    backend = byte_level()
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 256)]
+    )
+    expected = backend.encode("b").ids
+    begins = template.startswith("<s>")
+    specials = {"bos_token": "<s>", "eos_token": "<s>"}
+    tokenizer = Tokenizer(backend, special_tokens=specials, add_bos=begins)
+    assert tokenizer.encode("b") == expected
+
+
+def test_the_embedded_model_reads_a_text_without_its_end() -> None:
+    ids = Tokenizer.from_files(open_files(EMBEDDED_MODEL)).encode("def f(x):")
+    assert ids == [0, 305, 288, 1609, 292]  # as transformers has it
+
+
 def test_what_is_not_text_is_refused() -> None:
     number: Any = 7
     with pytest.raises(ValidationError, match="a text must be a string, got int"):

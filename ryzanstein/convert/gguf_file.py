@@ -12,7 +12,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION
 from gguf.quants import quantize
 
 from ryzanstein.convert.gguf_layout import choose_layout
-from ryzanstein.convert.gguf_storage import TYPES, check_values, choose_type
+from ryzanstein.convert.gguf_storage import TERNARY, TYPES, check_values, choose_type
 from ryzanstein.convert.gguf_tokenizer import write_tokenizer
 from ryzanstein.convert.report import ChangeMeter, TensorChange
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
@@ -42,6 +42,7 @@ class _Planned:
     type: GGMLType
     tensor: SourceTensor
     order: I32Array | None
+    offset: float
     note: str | None
 
     @property
@@ -85,18 +86,36 @@ class GgufFormat:
     def _planned(self, tensor: SourceTensor) -> _Planned:
         is_embedding = tensor.name in self._source.embeddings
         stored = choose_type(tensor, self._type, is_embedding=is_embedding)
-        if stored.type in (GGMLType.TQ1_0, GGMLType.TQ2_0) and not tensor.is_ternary:
+        if stored.type in TERNARY and not tensor.is_ternary:
             raise UnsupportedFormatError(
                 f"{tensor.name} is not ternary, so {self._type.name} would ruin it; "
                 "convert to q8_0 or q4_0"
             )
+        if tensor.is_ternary:
+            self._check_ternary(tensor, stored.type)
         return _Planned(
             self._layout.tensor_name(tensor.name),
             stored.type,
             tensor,
             self._layout.row_order(tensor, self._source.config),
+            self._layout.offset(tensor),
             stored.note,
         )
+
+    def _check_ternary(self, tensor: SourceTensor, kind: GGMLType) -> None:
+        """Refuse to store ternary weights as what loading would not take for ternary."""
+        is_bitnet = self._layout.architecture.ternary
+        if is_bitnet and self._type not in TERNARY:
+            raise UnsupportedFormatError(
+                f"{tensor.name} is ternary, and BitNet is computed as ternary only: "
+                f"{self._type.name} would take more room and lose that. Convert to tq2_0 or hf"
+            )
+        if not is_bitnet and self._type in TERNARY and kind is not self._type:
+            raise UnsupportedFormatError(
+                f"{tensor.name} has rows of {tensor.shape[-1]}, not whole blocks of "
+                f"{GGML_QUANT_SIZES[self._type][0]}; GGUF's architecture {self._layout.name} has "
+                "no other way to hold ternary weights. Convert to hf"
+            )
 
     def write(self, path: Path) -> tuple[list[TensorChange], list[str]]:
         """Write the file and read it back.
@@ -118,7 +137,8 @@ class GgufFormat:
             writer.add_file_type(LlamaFileType[f"MOSTLY_{self._type.name}"])
             writer.add_quantization_version(GGML_QUANT_VERSION)
             self._layout.write_parameters(writer, config)
-            notes = write_tokenizer(writer, self._source.files, config.vocab_size)
+            notes = self._layout.notes(config)
+            notes += write_tokenizer(writer, self._source.files, config.vocab_size)
             self._add_tensors(writer)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -143,10 +163,15 @@ class GgufFormat:
             writer.add_tensor_info(planned.name, shape, plain, planned.nbytes, planned.type)
 
     def _slabs(self, planned: _Planned, advance: Callable[[int], None]) -> Iterator[NDArray[Any]]:
-        for values in self._source.values(planned.tensor, planned.order):
+        for values in self._values(planned):
             slab = _quantized(values, planned.type)
             yield slab
             advance(slab.nbytes)
+
+    def _values(self, planned: _Planned) -> Iterator[F32Array]:
+        """Yield a tensor's weights as the file is to have them."""
+        for values in self._source.values(planned.tensor, planned.order):
+            yield values + np.float32(planned.offset) if planned.offset else values
 
     def _check(self, path: Path) -> list[TensorChange]:
         """Read the file as loading would, and compare."""
@@ -162,7 +187,7 @@ class GgufFormat:
         # A norm is read as rows of one weight, as the source has it.
         shape = stored.shape if len(stored.shape) > 1 else (*stored.shape, 1)
         begin = 0
-        for before in self._source.values(planned.tensor, planned.order):
+        for before in self._values(planned):
             end = begin + len(before)
             after = stored.type.dequantize(data, shape, begin, end).reshape(before.shape)
             begin = end

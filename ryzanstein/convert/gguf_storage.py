@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array
     from ryzanstein.convert.source import SourceTensor
 
-__all__ = ["TYPES", "StoredType", "check_values", "choose_type"]
+__all__ = ["TERNARY", "TYPES", "StoredType", "check_values", "choose_type"]
 
 TYPES = {
     "tq2_0": GGMLType.TQ2_0,
@@ -23,7 +23,7 @@ TYPES = {
     "q4_0": GGMLType.Q4_0,
 }
 _FLOATS = {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
-_TERNARY = (GGMLType.TQ2_0, GGMLType.TQ1_0)
+TERNARY = (GGMLType.TQ2_0, GGMLType.TQ1_0)
 # How far a type's weights may be from what they were, as a share of the block's largest: half a
 # step of 1/127; half a step of 1/8, and a whole one at the end that has no code of its own; and in
 # all of them the rounding of the block's scale to float16.
@@ -54,7 +54,7 @@ def choose_type(tensor: SourceTensor, wanted: GGMLType, *, is_embedding: bool) -
     """
     if len(tensor.shape) == 1:
         return StoredType(GGMLType.F32)
-    if is_embedding and wanted in _TERNARY:
+    if is_embedding and wanted in TERNARY:
         return StoredType(_FLOATS[tensor.dtype])
     if is_embedding and wanted is GGMLType.Q4_0:
         wanted = GGMLType.Q8_0
@@ -78,7 +78,7 @@ def check_values(kind: GGMLType, before: F32Array, after: F32Array) -> None:
     """
     if not np.isfinite(after).all():
         raise QuantizationError(f"{kind.name} cannot hold {np.abs(before).max():g}")
-    if kind in _TERNARY and not np.array_equal(np.sign(after), np.sign(before)):
+    if kind in TERNARY and not np.array_equal(np.sign(after), np.sign(before)):
         raise QuantizationError(f"{kind.name} cannot hold the scale {np.abs(before).max():g}")
     block = GGML_QUANT_SIZES[kind][0]
     if kind in _ERRORS:

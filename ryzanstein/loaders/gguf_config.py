@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCHITECTURES",
+    "LARGEST_GEMMA",
     "ROPE_FACTORS",
+    "WINDOW_PATTERNS",
     "GgufArchitecture",
     "architecture_of",
     "is_tied",
@@ -67,6 +69,11 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+# Layers of the 27B models, which scale by hidden / heads; llama.cpp too tells them by that.
+LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
+# Every so many layers one sees everything, where a file does not say.
+WINDOW_PATTERNS = {"gemma2": 2, "gemma3_text": 6}
+_MAX_CONTEXT = (1 << 31) - 1
 _COMPARE_BYTES = 1 << 20
 
 
@@ -203,8 +210,9 @@ def model_config(file: GgufFile, architecture: GgufArchitecture, *, tied: bool) 
         config["hidden_activation"] = config["hidden_act"]
     if architecture.sandwich_norms:
         config |= _attention(metadata, config)
-    if architecture.permuted and "blk.0.attn_q.bias" in file:  # others always or never have them
-        config["attention_bias"] = True
+    if architecture.permuted:  # others always or never have biases
+        config["attention_bias"] = "blk.0.attn_q.bias" in file
+        config["mlp_bias"] = "blk.0.ffn_down.bias" in file
     return config | _quantization(file, architecture)
 
 
@@ -274,27 +282,31 @@ def _rope(file: GgufFile, metadata: _Metadata, head_dim: Any) -> dict[str, Any]:
             ),
         }
     if ROPE_FACTORS in file:
-        config["rope_scaling"] = _llama3_scaling(file, theta)
+        original = metadata.value("rope.scaling.original_context_length")
+        is_count = type(original) is int and 0 < original <= _MAX_CONTEXT
+        config["rope_scaling"] = _llama3_scaling(file, theta, original if is_count else None)
     return config
 
 
-def _llama3_scaling(file: GgufFile, theta: Any) -> dict[str, Any]:
+def _llama3_scaling(file: GgufFile, theta: Any, original: int | None) -> dict[str, Any]:
     """Return the parameters of Llama 3's rope scaling, of which GGUF has only the result.
 
     The file has by how much each frequency is divided. All models of Llama 3.1 to 3.3 have the same
-    bands, so the largest divisor settles the rest; numbers that do not come out are refused.
+    bands and, where a file does not say, original context, so the largest divisor settles the rest;
+    numbers that do not come out are refused.
     """
+    bands = _LLAMA3 | ({"original_max_position_embeddings": original} if original else {})
     tensor = file.tensor(ROPE_FACTORS)
     found = tensor.type.dequantize(file.view(tensor.name), (1, tensor.shape[-1]), 0, 1)[0]
     factor = float(found.max())
     pairs = len(found)
     if isinstance(theta, float) and theta > 1 and np.isfinite(factor) and factor >= 1:
         frequencies = theta ** -(np.arange(pairs, dtype=np.float64) / pairs)
-        turns = _LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-        low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+        turns = bands["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+        low, high = bands["low_freq_factor"], bands["high_freq_factor"]
         kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
         if np.allclose(found, 1 / ((1 - kept) / factor + kept), rtol=1e-5):
-            return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+            return {"rope_type": "llama3", "factor": factor, **bands}
     raise UnsupportedFormatError(
         f"{file.path}: {ROPE_FACTORS} is not the scaling of Llama 3.1; use the model's Hugging "
         "Face directory, whose config.json says what it is"
@@ -305,12 +317,11 @@ def _attention(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, Any]
     """Return what Gemma 2 and 3 add: a window on most layers, soft caps, a scale of their own."""
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     heads, head_dim = config["num_attention_heads"], config.get("head_dim")
-    is_third = config["model_type"] == "gemma3_text"
-    # The 27B models scale by hidden / heads; llama.cpp too tells them by their layers.
+    kind = config["model_type"]
     scalar = head_dim
-    if layers == (62 if is_third else 46) and type(hidden) is type(heads) is int and heads > 0:
+    if layers == LARGEST_GEMMA[kind] and type(hidden) is type(heads) is int and heads > 0:
         scalar = hidden / heads
-    every = metadata.value("attention.sliding_window_pattern", 6 if is_third else 2)
+    every = metadata.value("attention.sliding_window_pattern", WINDOW_PATTERNS[kind])
     if type(every) is not int or every < 1:
         raise UnsupportedFormatError(
             f"{metadata.path}: attention.sliding_window_pattern is {str(every)[:40]}; supported is "
@@ -327,7 +338,7 @@ def _attention(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, Any]
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if (cap := metadata.value(key)) is not None:
             added[key] = cap
-    if is_third:
+    if kind == "gemma3_text":
         added["rope_local_base_freq"] = metadata.value("rope.freq_base_swa", 10000.0)
     return added
 

@@ -57,6 +57,7 @@ LLAMA = BITNET | {
     "tie_word_embeddings": False,
     "quantization_config": {"quant_method": "bitnet"},  # bitlinear: scales are divided by
 }
+DENSE = {key: value for key, value in LLAMA.items() if key != "quantization_config"}
 ONLINE = {"linear_class": "autobitlinear", "quantization_mode": "online"}
 MASTERS = BITNET | {"quantization_config": BITNET["quantization_config"] | ONLINE}
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -212,7 +213,7 @@ def test_a_scale_that_float16_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_quantised_files(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", BITNET)
+    model = write_model(tmp_path / "model", DENSE | {"tie_word_embeddings": True})
     conversion = convert(model, tmp_path / "out.gguf", "q4_0")
     kinds = {tensor.name: tensor.stored for tensor in conversion.tensors}
     assert kinds["model.embed_tokens.weight"] == "Q8_0"
@@ -296,7 +297,7 @@ def test_llama3_rotary_scaling_is_a_tensor(tmp_path: Path) -> None:
     assert (factors[0], factors[-1]) == (1, 8)
     model = write_model(tmp_path / "other", BITNET | {"rope_scaling": scaling})
     with pytest.raises(UnsupportedFormatError, match="cannot say llama3 rotary scaling"):
-        convert(model, tmp_path / "other.gguf", "q8_0")
+        convert(model, tmp_path / "other.gguf", "tq2_0")
 
 
 def test_the_tokenizer_is_in_the_file(tmp_path: Path) -> None:
@@ -367,17 +368,18 @@ def test_what_cannot_be_asked_for(out: str, to: str, problem: str, tmp_path: Pat
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_bad_weight_leaves_nothing_behind(to: str, tmp_path: Path) -> None:
-    tensors = random_tensors(MASTERS, 1, "F32")
+    config = LLAMA | {"quantization_config": MASTERS["quantization_config"]}
+    tensors = random_tensors(config, 1, "F32")
     tensors["model.layers.1.mlp.up_proj.weight"].array[3, 5] = np.nan
-    model = write_model(tmp_path / "model", MASTERS)
-    write_checkpoint(model, MASTERS, tensors)
+    model = write_model(tmp_path / "model", config)
+    write_checkpoint(model, config, tensors)
     out = tmp_path / ("out" if to == "hf" else "out.gguf")
     with pytest.raises(QuantizationError, match=r"up_proj.weight"):
         convert(model, out, to)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    tensors = random_tensors(MASTERS, 1, "F32")
+    tensors = random_tensors(config, 1, "F32")
     tensors["model.embed_tokens.weight"].array[7, 9] = np.inf
-    write_checkpoint(model, MASTERS, tensors)
+    write_checkpoint(model, config, tensors)
     with pytest.raises(CorruptFileError, match=r"embed_tokens.* NaN or infinity"):
         convert(model, out, to)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -388,7 +390,7 @@ def test_what_is_written_wrong_is_noticed(
     to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that changes a byte between writing and reading back."""
-    model = write_model(tmp_path / "model", BITNET)
+    model = write_model(tmp_path / "model", LLAMA)
     form: Any = HuggingFaceFormat if to == "hf" else GgufFormat
     check = form._check
 
@@ -415,7 +417,7 @@ def test_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """An embedding of 64 MB goes through in slabs of 4."""
-    config = BITNET | {"vocab_size": 32768, "hidden_size": 512, "num_hidden_layers": 1}
+    config = LLAMA | {"vocab_size": 32768, "hidden_size": 512, "num_hidden_layers": 1}
     model = write_model(tmp_path / "model", config, dtype="F32")
     tracemalloc.start()
     try:
@@ -479,8 +481,7 @@ def test_gguf_files_give_the_same_tokens(to: str, config: Config, tmp_path: Path
 
 @pytest.mark.parametrize("to", ["q8_0", "q4_0"])
 def test_dense_models(to: str, tmp_path: Path) -> None:
-    config = {key: value for key, value in LLAMA.items() if key != "quantization_config"}
-    model = write_model(tmp_path / "model", config)
+    model = write_model(tmp_path / "model", DENSE)
     conversion = convert(model, tmp_path / "out.gguf", to)
     _, tensors = read_gguf(conversion.path)
     assert tensors["blk.0.attn_v.weight"][0] == to.upper()

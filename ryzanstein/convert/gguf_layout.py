@@ -175,6 +175,7 @@ class GgufLayout:
 
     def _window_pattern(self, windows: tuple[int, ...]) -> int:
         """Return n where every n-th layer sees everything, and no other does."""
+        every: int
         usual = WINDOW_PATTERNS[self.architecture.model_type]
         for every in [usual, *range(1, len(windows) + 2)]:
             if all((window == 0) is (i % every == 0) for i, window in enumerate(windows, 1)):

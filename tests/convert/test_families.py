@@ -43,6 +43,8 @@ SIZES_256 = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads"
 SIZES_256 |= {"head_dim": 64, "intermediate_size": 256}
 # Shorter than any window: beyond it, GGUF's llama and qwen2 see more than the model does.
 _PROMPT = np.arange(1, 11)
+# Of logits: quantised linears take activations of 8 bits, those of a directory do not.
+_ROUNDED_ACTIVATIONS = 0.05
 # Of a weight, as a share of its tensor's largest.
 _TOLERANCES = {"q8_0": 0.005, "q4_0": 0.13}
 
@@ -69,7 +71,7 @@ def check_against_source(model: Path, file: Path, config: Config, tolerance: flo
     for name, tensor in held.items():
         assert relative_error(tensor.values(), before[name].values()) <= tolerance, name
     expected = logits(write_checkpoint(file.parent / "held", config, held))
-    assert relative_error(logits(file), expected) < 1e-4
+    assert relative_error(logits(file), expected) < _ROUNDED_ACTIVATIONS
 
 
 @pytest.mark.parametrize("to", ["q8_0", "q4_0"])

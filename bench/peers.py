@@ -54,16 +54,27 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
+# The checkout comes last on the path, so that its `ryzanstein`, which has no compiled module, does
+# not shadow an installed one.
+_START = """
+import runpy, sys
+root, module = sys.argv[1:3]
+del sys.argv[1:3]
+sys.path.append(root)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
 
 
 class Worker:
-    """A process that answers as `bench.worker.serve` does."""
+    """A process that runs a module of this checkout and answers as `bench.worker.serve` does."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        environment = os.environ | {"PYTHONPATH": str(_ROOT)}
-        self._command = command
+    def __init__(self, python: str, module: str, arguments: Sequence[str]) -> None:
+        self._command = [python, "-m", module, *arguments]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [python, "-P", "-c", _START, str(_ROOT), module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         try:
             self.name = str(self._answer()["engine"])
@@ -135,17 +146,15 @@ def _targets(args: argparse.Namespace) -> Targets:
     return {name: tiers.get(isa, {}) for name, (isa, _) in _variants(args).items()}
 
 
-def _engine_command(
-    args: argparse.Namespace, checkpoint: Path, isa: str, head: HeadKind
-) -> list[str]:
-    command = [sys.executable, "-m", "bench.engine_worker", str(checkpoint), "--isa", isa]
-    command += ["--weights", args.weights, "--lm-head", head]
-    return [*command, "--threads", str(args.threads), "--kv-dtype", args.kv_dtype]
+def _engine(args: argparse.Namespace, checkpoint: Path, isa: str, head: HeadKind) -> Worker:
+    formats = ["--weights", args.weights, "--lm-head", head, "--kv-dtype", args.kv_dtype]
+    options = ["--isa", isa, "--threads", str(args.threads), *formats]
+    return Worker(sys.executable, "bench.engine_worker", [str(checkpoint), *options])
 
 
-def _llama_command(args: argparse.Namespace, gguf: Path) -> list[str]:
-    worker = [args.peer_python, "-m", "bench.llama_worker", str(gguf)]
-    return [*worker, "--threads", str(args.threads)]
+def _llama(args: argparse.Namespace, gguf: Path) -> Worker:
+    options = ["--threads", str(args.threads)]
+    return Worker(args.peer_python, "bench.llama_worker", [str(gguf), *options])
 
 
 def _run(args: argparse.Namespace) -> list[Row]:
@@ -154,13 +163,13 @@ def _run(args: argparse.Namespace) -> list[Row]:
     console = Console(stderr=True)
     with ExitStack() as stack:
         ours = {
-            name: stack.enter_context(Worker(_engine_command(args, checkpoint, isa, head)))
+            name: stack.enter_context(_engine(args, checkpoint, isa, head))
             for name, (isa, head) in _variants(args).items()
         }
         peers: list[Contestant] = []
         for gguf in ggufs:
             if not args.no_llama_cpp:
-                peers.append(stack.enter_context(Worker(_llama_command(args, gguf))))
+                peers.append(stack.enter_context(_llama(args, gguf)))
             peers += [LlamaBench(binary, gguf, args.threads) for binary in args.llama_bench]
         progress = stack.enter_context(
             Progress(console=console, transient=True, disable=not console.is_terminal)

@@ -6,11 +6,11 @@
 namespace ryz {
 namespace {
 
-// 64 rungs per unit of log-mass, down to exp(-32); the last one takes everything below.
-constexpr std::size_t kRungs = 2048;
-constexpr float kRungsPerUnit = 64.0f;
+// 128 rungs per unit of log-mass, down to exp(-32); the last one takes everything below.
+constexpr std::size_t kRungs = 4096;
+constexpr float kRungsPerUnit = 128.0f;
 // Tokens whose rungs are looked at in one vector test.
-constexpr std::size_t kTested = 16;
+constexpr std::size_t kTested = 64;
 
 }  // namespace
 
@@ -22,11 +22,11 @@ void Ladder::build(std::span<const float> values, std::span<const float> weights
   rung_of_.resize(values.size());
   const float per_unit = std::min(scale * kRungsPerUnit, std::numeric_limits<float>::max());
   rungs_of(values, max, per_unit, kRungs, rung_of_.data());
-  rungs_.assign(kRungs, {0.0, 0});
+  rungs_.assign(kRungs, {0.0, 0.0});
   for (std::size_t i = 0; i < values.size(); ++i) {
     Rung& rung = rungs_[rung_of_[i]];
     rung.mass += static_cast<double>(weights[i]);
-    ++rung.count;
+    rung.count += 1.0;
   }
 }
 
@@ -35,8 +35,8 @@ std::size_t Ladder::rung_of_place(std::size_t place, std::size_t& first, double&
   std::size_t rung = 0;
   first = 0;
   mass = 0.0;
-  while (first + rungs_[rung].count <= place) {
-    first += rungs_[rung].count;
+  while (first + rungs_[rung].size() <= place) {
+    first += rungs_[rung].size();
     mass += rungs_[rung].mass;
     ++rung;
   }
@@ -56,7 +56,7 @@ double Ladder::mass_of_first(std::size_t count) {
   double mass = 0.0;
   const std::size_t rung = rung_of_place(count - 1, first, mass);
   if (rungs_[rung].mass == 0.0) return mass;
-  if (first + rungs_[rung].count == count) return mass + rungs_[rung].mass;
+  if (first + rungs_[rung].size() == count) return mass + rungs_[rung].mass;
   sort_rung(rung);
   for (std::size_t i = 0; first + i < count; ++i) {
     mass += static_cast<double>(weights_[static_cast<std::size_t>(members_[i].id)]);
@@ -78,7 +78,7 @@ std::size_t Ladder::find(double target, Crossing crossing) {
       stop_mass = mass;
       if (crosses(mass + rungs_[rung].mass, target, crossing)) break;
     }
-    place += rungs_[rung].count;
+    place += rungs_[rung].size();
     mass += rungs_[rung].mass;
   }
   sort_rung(stop);
@@ -108,9 +108,14 @@ void Ladder::sort_rung(std::size_t rung) {
       }
     }
     if (any == 0 && end - begin == kTested) continue;
+    // Write every token, keep it by moving the end: no branch to mispredict.
+    Candidate found[kTested];
+    std::size_t kept = 0;
     for (std::size_t i = begin; i < end; ++i) {
-      if (rung_of_[i] == wanted) members_.push_back({values_[i], static_cast<std::int32_t>(i)});
+      found[kept] = {values_[i], static_cast<std::int32_t>(i)};
+      kept += rung_of_[i] == wanted ? 1 : 0;
     }
+    members_.insert(members_.end(), found, found + kept);
   }
   sort_candidates(members_);
 }

@@ -43,9 +43,11 @@ class Ladder {
 
   std::span<const float> values_;
   std::span<const float> weights_;
+  // Two doubles, which one vector addition counts a token in.
   struct Rung {
     double mass;
-    std::size_t count;
+    double count;
+    std::size_t size() const { return static_cast<std::size_t>(count); }
   };
 
   std::vector<std::uint16_t> rung_of_;  // each token

@@ -74,13 +74,13 @@ void Logits::gather(float threshold, std::vector<Candidate>& out) const {
     const std::size_t begin = b * kBlock;
     const std::size_t end = std::min(begin + kBlock, values_.size());
     // Write every value, keep it by moving the end: no branch to mispredict.
-    std::size_t kept = out.size();
-    out.resize(kept + (end - begin));
+    Candidate found[kBlock];
+    std::size_t kept = 0;
     for (std::size_t i = begin; i < end; ++i) {
-      out[kept] = {values_[i], static_cast<std::int32_t>(i)};
+      found[kept] = {values_[i], static_cast<std::int32_t>(i)};
       kept += values_[i] >= threshold ? 1 : 0;
     }
-    out.resize(kept);
+    out.insert(out.end(), found, found + kept);
   }
 }
 

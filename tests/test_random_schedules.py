@@ -45,9 +45,10 @@ if TYPE_CHECKING:
 
 CONSTRAINTS = letter_constraints()
 MODEL_SEED = 7
-# Prompts share a beginning, which goes on for as many tokens, and end with as many of their own.
-SHARED = random_tokens(90, 128)
-LENGTHS = [(0, 1), (0, 40), (31, 1), (32, 1), (32, 33), (64, 20), (97, 31), (128, 5)]
+# Prompts begin with so many tokens of one text and end with so many of another. Some part in the
+# middle of a page, some with its last token, and some have equal pages behind others.
+TEXT, OTHER = random_tokens(90, 128), random_tokens(91, 64)
+LENGTHS = [(0, 1), (0, 40), (31, 1), (31, 50), (32, 33), (63, 20), (64, 20), (97, 31), (128, 5)]
 PATTERN = "(AB|CD){3}[0-9]{4}(E{35}|F{3})[a-m]{2,6}G"
 
 
@@ -80,11 +81,11 @@ class Kind:
     max_tokens: int
 
     def sequence(self) -> Sequence:
-        shared, own = LENGTHS[self.prompt]
+        first, second = LENGTHS[self.prompt]
         params = SamplingParams(seed=self.prompt, **SAMPLINGS[self.sampling])
         output = params.structured_output
         return Sequence.create(
-            np.concatenate([SHARED[:shared], random_tokens(self.prompt, own)]),
+            np.concatenate([TEXT[:first], OTHER[:second]]),
             params,
             max_tokens=self.max_tokens,
             eos_token_ids=[END_TOKEN],
@@ -249,7 +250,7 @@ class World:
     def step(self, event: str | None) -> None:
         assert self.engine is not None
         if event == "logits":
-            for _ in self.engine.logits(SHARED[:70]):
+            for _ in self.engine.logits(TEXT[:70]):
                 pass
         elif event is not None:
             self._fuse.place = event

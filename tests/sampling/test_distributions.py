@@ -40,7 +40,8 @@ CONSTRAINTS = letter_constraints()
 
 def softmax(logits: F64) -> F64:
     shares: F64 = np.exp(logits - logits.max())
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return shares
 
 
 def changed(logits: F64, changes: dict[int, float]) -> F64:

@@ -46,9 +46,11 @@ if TYPE_CHECKING:
 CONSTRAINTS = letter_constraints()
 MODEL_SEED = 7
 # Prompts begin with so many tokens of one text and end with so many of another. Some part in the
-# middle of a page, some with its last token, and some have equal pages behind others.
+# middle of a page, some with its last token, and two have equal pages behind different ones.
 TEXT, OTHER = random_tokens(90, 128), random_tokens(91, 64)
 LENGTHS = [(0, 1), (0, 40), (31, 1), (31, 50), (32, 33), (63, 20), (64, 20), (97, 31), (128, 5)]
+PROMPTS = [np.concatenate([TEXT[:first], OTHER[:second]]) for first, second in LENGTHS]
+PROMPTS.append(np.concatenate([OTHER[32:], OTHER[:33]]))
 PATTERN = "(AB|CD){3}[0-9]{4}(E{35}|F{3})[a-m]{2,6}G"
 
 
@@ -81,11 +83,10 @@ class Kind:
     max_tokens: int
 
     def sequence(self) -> Sequence:
-        first, second = LENGTHS[self.prompt]
         params = SamplingParams(seed=self.prompt, **SAMPLINGS[self.sampling])
         output = params.structured_output
         return Sequence.create(
-            np.concatenate([TEXT[:first], OTHER[:second]]),
+            PROMPTS[self.prompt],
             params,
             max_tokens=self.max_tokens,
             eos_token_ids=[END_TOKEN],
@@ -129,7 +130,7 @@ def alone(kind: Kind, isa: str, kv_dtype: KVDtype) -> Alone:
 
 kinds = st.builds(
     Kind,
-    st.integers(0, len(LENGTHS) - 1),
+    st.integers(0, len(PROMPTS) - 1),
     st.sampled_from(sorted(SAMPLINGS)),
     st.sampled_from([1, 12, 45]),
 )

@@ -140,7 +140,7 @@ def test_every_request_ends_and_leaves_nothing_behind(scheduling: Scheduling) ->
     assert not engine.scheduler.has_work
     assert engine.blocks.num_free == engine.blocks.num_blocks
     del sequence, victim, running
-    assert num_alive() == alive_before
+    assert num_alive() <= alive_before
     assert resident_bytes() - resident_before < 2 << 20
 
 
@@ -187,4 +187,4 @@ def test_threads_that_come_and_go() -> None:
     deadline = time.monotonic() + 10
     while num_threads() > threads_before and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert num_threads() == threads_before
+    assert num_threads() <= threads_before

@@ -11,6 +11,8 @@ from ryzanstein import LLM, _core
 
 # A busy machine is no bug in what is tested.
 settings.register_profile("untimed", deadline=None)
+# For an hour or a night: --hypothesis-profile=thorough.
+settings.register_profile("thorough", deadline=None, max_examples=10_000)
 settings.load_profile("untimed")
 
 # For the modules of bench/, which are not installed. At the end: the installed ryzanstein, with its

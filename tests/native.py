@@ -74,6 +74,7 @@ def decoder(**changes: Any) -> _core.Decoder:
         "layers": [layer()],
         "embedding": embedding(),
         "final_norm": np.ones(HIDDEN, np.float32),
+        "small_step": 0,  # every step is shared by all threads
     }
     return _core.Decoder(**parts | changes)
 

@@ -28,6 +28,8 @@ from ryzanstein.sampling import SamplingParams
 from ryzanstein.speculative.draft_length import DraftLength
 from ryzanstein.speculative.drafter import Drafter
 from ryzanstein.speculative.proposer import Draft
+from ryzanstein.structured import ConstraintCompiler
+from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "END_TOKEN",
     "Guesses",
     "TinyModel",
     "Workbench",
@@ -47,6 +50,7 @@ __all__ = [
     "copy_embedded",
     "draft_with",
     "finish",
+    "letter_constraints",
     "make_sequence",
     "python_environment",
     "random_tokens",
@@ -60,6 +64,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INNER, _VOCAB, _LAYERS = 96, 6, 2, 16, 192, 73, 2
+END_TOKEN = _VOCAB - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,16 @@ def byte_level() -> tokenizers.Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<s>", special=True)])
     return backend
+
+
+def letter_constraints() -> ConstraintCompiler:
+    """Compile for tiny decoders: token n is the character n + 48, and `END_TOKEN` ends a text."""
+    vocab = {chr(48 + n): n for n in range(END_TOKEN)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<end>", special=True)])
+    return ConstraintCompiler(Tokenizer(backend, eos_token_ids=[END_TOKEN]), _VOCAB)
 
 
 class Workbench:

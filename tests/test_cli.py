@@ -18,10 +18,13 @@ from ryzanstein.bench import command as bench_command
 from ryzanstein.cli import main
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.loaders.weight_cache import WeightCache
+from ryzanstein.speculative.drafter import PROPOSERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from ryzanstein.speculative.proposer import Proposer
 
     Feed = Callable[..., None]
 
@@ -120,6 +123,41 @@ def test_structured_output_reaches_the_engine(
     assert main(["generate", PROMPT, "--grammar", str(tmp_path / "none")]) == 1
     assert main(["generate", PROMPT, "--regex", "("]) == 2
     assert "regex cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", PROPOSERS)
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_guesses_are_made_and_change_nothing(
+    command: str,
+    source: str,
+    chatty: str,
+    feed: Feed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    make = PROPOSERS[source]
+
+    def make_and_count() -> Proposer:
+        made.append(source)
+        return make()
+
+    monkeypatch.setitem(PROPOSERS, source, make_and_count)
+    arguments = [command, "-m", chatty, "-t", "0", "-n", "40"]
+    outputs = []
+    for more in ([], ["--speculative", source]):
+        feed("def f(x):")
+        assert main([*arguments, *more]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert made == [source]
+
+
+def test_unknown_guesses_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "--speculative", "tea leaves"]) == 2
+    error = capsys.readouterr().err
+    assert "tea leaves" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_stats_are_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

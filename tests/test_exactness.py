@@ -2,11 +2,11 @@
 
 For one model, tier and KV format, equality of bytes, never closeness: over thread counts, batch
 neighbours, prefill chunking, fork, truncate, preemption, seeds and the engine's own limits.
+One thing at a time: everything at once is in `test_random_schedules`.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import (
-    Guesses,
     TinyModel,
     Workbench,
-    draft_with,
     finish,
     make_sequence,
     random_tokens,
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from ryzanstein import Completion
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
-    from ryzanstein.engine.sequence import Sequence
 
 KV_DTYPES: list[KVDtype] = ["f16", "f32", "int8"]
 # Several pages, the last one partial.
@@ -221,85 +218,6 @@ def test_engine_limits_do_not_show(sampling: str, model: TinyModel) -> None:
         {"num_blocks": 7, "token_budget": 16, "max_sequences": 3, "context_length": 192},
     ):
         assert generated(options, model, sampling) == alone
-
-
-@st.composite
-def engines(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw limits and policies of an engine that still fits the longest of the jobs."""
-    sequences = draw(st.integers(1, 7))
-    return {
-        "max_sequences": sequences,
-        "token_budget": draw(st.integers(sequences, 150)),
-        "num_blocks": draw(st.integers(8, 40)),
-        "context_length": 256,
-        "prefix_cache": draw(st.booleans()),
-        "eviction": draw(st.sampled_from(["lru", "lfu", "fifo", "cost", "arc"])),
-        "scheduling": draw(st.sampled_from(["fcfs", "priority", "prefix"])),
-    }
-
-
-@st.composite
-def related_jobs(draw: st.DrawFn) -> list[tuple[int, int, int, int, str]]:
-    """Draw (shared prompt, own prompt, generated tokens, arrival, salt) for some sequences."""
-    job = st.tuples(
-        st.integers(0, 120),
-        st.integers(1, 60),
-        st.integers(1, 25),
-        st.integers(0, 6),
-        st.sampled_from(["", "", "other"]),
-    )
-    return draw(st.lists(job, min_size=2, max_size=7))
-
-
-@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-@settings(max_examples=25)
-@given(
-    options=engines(),
-    work=related_jobs(),
-    threads=st.sampled_from([1, 3]),
-    right=st.lists(st.sampled_from([None, 0.0, 0.8, 1.0]), min_size=7, max_size=7),
-)
-def test_prefix_hits_chunks_preemption_guesses_and_threads_do_not_show(
-    kv_dtype: KVDtype,
-    options: dict[str, Any],
-    work: list[tuple[int, int, int, int, str]],
-    threads: int,
-    right: list[float | None],
-) -> None:
-    """Sequences that share prompts arrive over time; each is as if it had been alone.
-
-    Some check guesses, of which a share is right.
-    """
-    one, shared = tiny_decoder(7), random_tokens(90, 120)
-
-    def sequences() -> list[Sequence]:
-        made = []
-        for i, (prefix, own, count, _, salt) in enumerate(work):
-            prompt = np.concatenate([shared[:prefix], random_tokens(i % 2, own)])
-            sampling = list(SAMPLINGS.values())[i % 3]
-            made.append(make_sequence(prompt, count, logprobs=2, **sampling))
-            made[-1].cache_salt, made[-1].priority = salt, i % 3
-        return made
-
-    alone = sequences()
-    for sequence in alone:
-        finish(tiny_engine(one, prefix_cache=False, kv_dtype=kv_dtype), [sequence])
-    together = sequences()
-    for sequence, known, share in zip(together, alone, right, strict=False):
-        if share is not None:
-            draft_with(sequence, Guesses(known.buffer, share))
-    engine = tiny_engine(tiny_decoder(7, threads=threads), kv_dtype=kv_dtype, **options)
-    for step in itertools.count():
-        for sequence, (*_, arrival, _salt) in zip(together, work, strict=True):
-            if arrival == step:
-                engine.add(sequence)
-        if step > 6 and not engine.scheduler.has_work:
-            break
-        engine.step()
-        engine.blocks.check()
-    assert engine.blocks.num_free == engine.blocks.num_blocks
-    assert [s.generated.tolist() for s in together] == [s.generated.tolist() for s in alone]
-    assert [s.logprobs for s in together] == [s.logprobs for s in alone]
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)

@@ -123,11 +123,12 @@ class BlockManager:
                 f"{num_tokens} more tokens need {needed} KV pages, but only {self.num_free} of "
                 f"{self.num_blocks} are free; lower context_length or run fewer sequences at once"
             )
-        copies: tuple[BlockCopy, ...] = ()
-        if num_tokens and self._last_is_shared(table):
-            copies = (self._unshare_last(table),)
         start = table.num_tokens
+        unshare = num_tokens > 0 and self._last_is_shared(table)
+        # Before any page changes hands: a table that is longer than it should be shows that this
+        # was interrupted.
         table.num_tokens += num_tokens
+        copies = (self._unshare_last(table),) if unshare else ()
         while len(table.block_ids) * self.block_tokens < table.num_tokens:
             table.block_ids.append(self._take())
         return Reservation(self._slots(table, start), copies)

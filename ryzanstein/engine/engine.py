@@ -91,7 +91,8 @@ class Engine:
 
         A sequence with no token to draw (NaN logits, a logits processor that fails) ends with
         `error` set; its neighbours go on.
-        If the step itself fails or is interrupted, every sequence is as it was before.
+        If the step itself fails or is interrupted, every sequence is as it was before, but that
+        tokens of its last page may have to be computed again.
         """
         self.scheduler.retire()
         if not self.scheduler.has_work:

@@ -117,9 +117,14 @@ class Scheduler:
         self._free(sequence)
 
     def rollback(self) -> None:
-        """Forget reservations of a step that did not complete."""
+        """Forget reservations of a step that did not complete.
+
+        A last page that is not full is given up with them: it may be the target of a copy that was
+        never made. Its tokens are computed again.
+        """
         for sequence in self.running:
             if sequence.table is not None and sequence.table.num_tokens > sequence.num_computed:
+                sequence.num_computed -= sequence.num_computed % self._blocks.block_tokens
                 self._blocks.truncate(sequence.table, sequence.num_computed)
         for sequence in self.waiting:
             self._free(sequence)

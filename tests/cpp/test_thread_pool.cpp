@@ -119,7 +119,7 @@ void bad_counts() {
 // Threads that the system refuses are an error, not the end of the process.
 void threads_the_system_refuses() {
   // A sanitizer's shadow memory alone is beyond any limit on the address space.
-#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   rlimit before;
   RYZ_CHECK(getrlimit(RLIMIT_AS, &before) == 0);
   rlimit little = before;

@@ -8,12 +8,15 @@ import pytest
 from support import TinyModel, finish, make_sequence, random_tokens, tiny_decoder, tiny_engine
 
 from ryzanstein import ContextLengthError, DistributionError, _core
+from ryzanstein.engine import batch
 from ryzanstein.engine import engine as engine_module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.config import KVDtype
+    from ryzanstein.engine.batch import Chunk
 
 MODEL = tiny_decoder(3)
 
@@ -178,6 +181,48 @@ def test_an_interrupted_step_costs_nothing(where: str) -> None:
     assert [sequence.generated.tolist() for sequence in sequences] == expected
     assert [s.logprobs for s in sequences] == [s.logprobs for s in plain]
     assert engine.blocks.num_free == engine.blocks.num_blocks
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "int8"])
+def test_an_interrupt_before_a_shared_page_is_copied_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, kv_dtype: KVDtype
+) -> None:
+    prompt = random_tokens(1, 45)
+    options = {"temperature": 1.0, "logprobs": 1}
+    plain = [make_sequence(prompt, 9, seed=seed, **options) for seed in (1, 2)]
+    expected = finish(tiny_engine(MODEL, kv_dtype=kv_dtype), plain)
+
+    forked = [make_sequence(prompt, 9, seed=seed, **options) for seed in (1, 2)]
+    engine = tiny_engine(MODEL, kv_dtype=kv_dtype)
+    for sequence in forked:
+        engine.add(sequence)
+        engine.step()
+    first, second = forked
+    assert first.table is not None
+    assert second.table is not None
+    engine.blocks.free(second.table)
+    second.table = engine.blocks.fork(first.table)
+    engine.blocks.truncate(second.table, second.num_computed)
+
+    interrupted: list[Sequence[Chunk]] = []
+
+    def run_step(
+        decoder: _core.Decoder, cache: _core.PagedCache, chunks: Sequence[Chunk]
+    ) -> F32Array:
+        if not interrupted and any(chunk.copies for chunk in chunks):
+            interrupted.append(chunks)
+            raise KeyboardInterrupt
+        return batch.run_step(decoder, cache, chunks)
+
+    monkeypatch.setattr(engine_module, "run_step", run_step)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.blocks.check()
+    while engine.scheduler.has_work:
+        engine.step()
+        engine.blocks.check()
+    assert [sequence.generated.tolist() for sequence in forked] == expected
+    assert [s.logprobs for s in forked] == [s.logprobs for s in plain]
 
 
 def test_a_step_without_work_does_nothing() -> None:

@@ -7,34 +7,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
-from support import finish, random_tokens, tiny_decoder, tiny_engine
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from support import (
+    END_TOKEN,
+    finish,
+    letter_constraints,
+    random_tokens,
+    tiny_decoder,
+    tiny_engine,
+)
 
 from ryzanstein import SamplingParams
 from ryzanstein.config import EngineConfig
 from ryzanstein.engine.block_manager import BlockManager
 from ryzanstein.engine.scheduler import Scheduler
 from ryzanstein.engine.sequence import Sequence
-from ryzanstein.structured import ConstraintCompiler
-from ryzanstein.tokenizer import Tokenizer
 
-VOCAB, EOS = 73, 72
+VOCAB = 73
 # Forced runs longer than a page, between places where the model draws.
 PATTERN = f"{'A' * 40}[0-9]{{3}}(BC|DE){'F' * 70}[a-m]{{2,9}}G"
 
 
-def make_compiler() -> ConstraintCompiler:
-    """Token n is the character n + 48; the last one ends."""
-    vocab = {chr(48 + n): n for n in range(EOS)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<end>", special=True)])
-    return ConstraintCompiler(Tokenizer(backend, eos_token_ids=[EOS]), VOCAB)
-
-
-COMPILER = make_compiler()
+COMPILER = letter_constraints()
 
 
 def constrained(
@@ -46,13 +39,13 @@ def constrained(
         random_tokens(prompt, 5 + 7 * prompt),
         params,
         max_tokens=max_tokens,
-        eos_token_ids=[EOS],
+        eos_token_ids=[END_TOKEN],
         constraint=COMPILER.compile(params.structured_output),
     )
 
 
 def text(tokens: list[int]) -> str:
-    return "".join(chr(48 + token) for token in tokens if token != EOS)
+    return "".join(chr(48 + token) for token in tokens if token != END_TOKEN)
 
 
 def five() -> list[Sequence]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import make_sequence
+from support import finish, make_sequence, random_tokens, tiny_decoder, tiny_engine
 
 from ryzanstein import ContextLengthError
 from ryzanstein.config import EngineConfig
@@ -14,6 +14,7 @@ from ryzanstein.engine.block_manager import BlockManager
 from ryzanstein.engine.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from ryzanstein.config import Scheduling
     from ryzanstein.engine.batch import Chunk
     from ryzanstein.engine.sequence import Sequence
 
@@ -188,3 +189,27 @@ def test_every_request_ends_within_the_limits(
     assert blocks.num_free == num_blocks
     if len({r[0] + r[1] for r in requests}) == 1 == len({r[0] for r in requests}):
         assert ended == sequences, "equal requests end in order of arrival"
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "least", "most"),
+    # Behind what came before; behind 64 steps' arrivals; behind those of a step per cached page.
+    [("fcfs", 1, 2), ("priority", 64, 66), ("prefix", 3, 6)],
+)
+def test_nobody_starves(scheduling: Scheduling, least: int, most: int) -> None:
+    """A request that everybody else is preferred to waits for so many of those who come later."""
+    engine = tiny_engine(tiny_decoder(3), scheduling=scheduling, max_sequences=1)
+    popular = random_tokens(1, 100)
+    finish(engine, [make_sequence(popular, 1)])
+    unpopular = make_sequence(random_tokens(2, 40), 1)
+    engine.add(make_sequence(popular, 1))
+    engine.add(unpopular)
+    waited = 0
+    while unpopular.admitted_at is None:
+        rival = make_sequence(popular, 1)
+        rival.priority = 1
+        engine.add(rival)
+        engine.step()
+        waited += 1
+        assert waited < 500, "it starves"
+    assert least <= waited <= most

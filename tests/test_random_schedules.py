@@ -1,0 +1,322 @@
+"""The exactness contract over everything at once: random schedules on random engines.
+
+Requests of every kind arrive, are cancelled, preempted and interrupted, check guesses and move to
+another engine with the cached pages. Each has the bits that it has alone, one token at a time, in
+an engine without any of that. `pytest --hypothesis-profile=thorough` draws many more schedules.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import (
+    END_TOKEN,
+    Guesses,
+    TinyModel,
+    draft_with,
+    finish,
+    letter_constraints,
+    random_tokens,
+    tiny_decoder,
+    tiny_engine,
+)
+
+from ryzanstein import SamplingParams, _core
+from ryzanstein.engine.sequence import Sequence
+from ryzanstein.engine.step_times import StepTimes
+from ryzanstein.speculative.draft_model import DraftModelProposer
+from ryzanstein.speculative.drafter import PROPOSERS
+
+if TYPE_CHECKING:
+    from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.config import KVDtype
+    from ryzanstein.engine.engine import Engine
+    from ryzanstein.engine.result import FinishReason, TokenLogprob
+    from ryzanstein.speculative.proposer import Proposer
+
+CONSTRAINTS = letter_constraints()
+MODEL_SEED = 7
+# Prompts begin with so many tokens of one text and end with so many of another. Some part in the
+# middle of a page, some with its last token, and two have equal pages behind different ones.
+TEXT, OTHER = random_tokens(90, 128), random_tokens(91, 64)
+LENGTHS = [(0, 1), (0, 40), (31, 1), (31, 50), (32, 33), (63, 20), (64, 20), (97, 31), (128, 5)]
+PROMPTS = [np.concatenate([TEXT[:first], OTHER[:second]]) for first, second in LENGTHS]
+PROMPTS.append(np.concatenate([OTHER[32:], OTHER[:33]]))
+PATTERN = "(AB|CD){3}[0-9]{4}(E{35}|F{3})[a-m]{2,6}G"
+
+
+def avoid_repeats(tokens: I32Array, logits: F32Array) -> None:
+    logits[tokens[-5:]] -= 2.0
+
+
+# With and without log-probabilities: these keep the head from being screened.
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "greedy, shown": {"temperature": 0, "logprobs": 2},
+    "sampled": {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "logprobs": 2},
+    "penalised": {"top_k": 5, "repetition_penalty": 1.4, "frequency_penalty": 0.3},
+    "dry": {"temperature": 0, "dry_multiplier": 2.0, "dry_allowed_length": 1},
+    "typical": {"typical_p": 0.9, "xtc_probability": 0.3, "logprobs": 0},
+    "mirostat": {"mirostat": 2, "mirostat_tau": 3.0},
+    "stops": {"top_k": 30, "stop_token_ids": list(range(9)), "min_tokens": 6},
+    "processor": {"top_k": 30, "logits_processor": avoid_repeats},
+    "regex": {"regex": PATTERN, "logprobs": 1},
+    "regex, greedy": {"regex": PATTERN, "temperature": 0},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a request asks for, which determines its tokens."""
+
+    prompt: int
+    sampling: str
+    max_tokens: int
+
+    def sequence(self) -> Sequence:
+        params = SamplingParams(seed=self.prompt, **SAMPLINGS[self.sampling])
+        output = params.structured_output
+        return Sequence.create(
+            PROMPTS[self.prompt],
+            params,
+            max_tokens=self.max_tokens,
+            eos_token_ids=[END_TOKEN],
+            constraint=None if output is None else CONSTRAINTS.compile(output),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A request in a schedule; times are steps. `source` makes guesses, or is their right share."""
+
+    kind: Kind
+    arrival: int
+    cancelled: int | None
+    source: str | float | None
+    salt: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """What a request says when nothing else happens."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprob]
+    reason: FinishReason | None
+
+
+@functools.cache
+def decoder(isa: str, threads: int) -> TinyModel:
+    return tiny_decoder(MODEL_SEED, isa=isa, threads=threads)
+
+
+@functools.cache
+def alone(kind: Kind, isa: str, kv_dtype: KVDtype) -> Alone:
+    sequence = kind.sequence()
+    engine = tiny_engine(decoder(isa, 1), prefix_cache=False, kv_dtype=kv_dtype)
+    (tokens,) = finish(engine, [sequence])
+    return Alone(tokens, sequence.logprobs, sequence.finish_reason)
+
+
+kinds = st.builds(
+    Kind,
+    st.integers(0, len(PROMPTS) - 1),
+    st.sampled_from(sorted(SAMPLINGS)),
+    st.sampled_from([1, 12, 45]),
+)
+visits = st.builds(
+    Visit,
+    kind=kinds,
+    arrival=st.integers(0, 12),
+    cancelled=st.none() | st.integers(1, 30),
+    source=st.sampled_from([None, *PROPOSERS, "draft model", 0.0, 0.7, 1.0, 1.0]),
+    salt=st.sampled_from(["", "", "", "other"]),
+    priority=st.integers(-1, 1),
+)
+
+
+@st.composite
+def engines(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw limits and policies of an engine that still fits the longest request."""
+    sequences = draw(st.integers(1, 7))
+    return {
+        "max_sequences": sequences,
+        "token_budget": draw(st.integers(sequences, 150)),
+        "num_blocks": draw(st.integers(7, 30)),
+        "context_length": 224,
+        "prefix_cache": draw(st.sampled_from([True, True, False])),
+        "eviction": draw(st.sampled_from(["lru", "lfu", "fifo", "cost", "arc"])),
+        "scheduling": draw(st.sampled_from(["fcfs", "priority", "prefix"])),
+        "threads": draw(st.integers(1, 3)),
+    }
+
+
+# What may happen before a step: interrupts of it, and a prompt whose logits need pages at once.
+EVENTS = ["before the arithmetic", "after the arithmetic", "while drawing", "logits"]
+
+
+class Fuse:
+    """Raises KeyboardInterrupt once, at the place that it is set for."""
+
+    def __init__(self) -> None:
+        self.place = ""
+
+    def pass_by(self, place: str) -> None:
+        if self.place == place:
+            self.place = ""
+            raise KeyboardInterrupt
+
+
+class FusedDecoder:
+    def __init__(self, decoder: _core.Decoder, fuse: Fuse) -> None:
+        self._decoder, self._fuse = decoder, fuse
+
+    def step(self, *arguments: Any, **options: Any) -> F32Array:
+        self._fuse.pass_by("before the arithmetic")
+        logits = self._decoder.step(*arguments, **options)
+        self._fuse.pass_by("after the arithmetic")
+        return logits
+
+
+class FusedSampler:
+    def __init__(self, sampler: _core.Sampler, fuse: Fuse) -> None:
+        self._sampler, self._fuse = sampler, fuse
+
+    def sample(self, *arguments: Any) -> int:
+        self._fuse.pass_by("while drawing")
+        return self._sampler.sample(*arguments)
+
+
+class SteadyTimes(StepTimes):
+    """The clock decides how prompts are cut; here nothing but the schedule does."""
+
+    def record(self, num_tokens: int, seconds: float) -> None:
+        super().record(num_tokens, 1.0 + 0.01 * num_tokens)
+
+
+class World:
+    """An engine, replaced by another now and then, and the requests that visit it."""
+
+    def __init__(self, isa: str, kv_dtype: KVDtype, folder: Path) -> None:
+        self.isa, self.kv_dtype = isa, kv_dtype
+        self._file = folder / "prefixes"
+        self._fuse = Fuse()
+        self.engine: Engine | None = None
+        self.present: dict[Visit, Sequence] = {}
+        self.ended: dict[Visit, Sequence] = {}
+
+    def move(self, options: dict[str, Any]) -> None:
+        """Go on in a new engine, with the cached pages and the unfinished requests of the last."""
+        options = dict(options)
+        native: Any = FusedDecoder(decoder(self.isa, options.pop("threads")).decoder, self._fuse)
+        engine = tiny_engine(TinyModel(native), kv_dtype=self.kv_dtype, **options)
+        engine.step_times = SteadyTimes(32, options["token_budget"])
+        if self.engine is not None:
+            self.engine.save_prefixes(self._file)
+            engine.load_prefixes(self._file)
+            for sequence in self.present.values():
+                self.engine.release(sequence)
+                engine.add(sequence)
+            self.check_empty(self.engine)
+        self.engine = engine
+
+    def arrive(self, visit: Visit) -> None:
+        sequence = visit.kind.sequence()
+        sequence.cache_salt, sequence.priority = visit.salt, visit.priority
+        if visit.source is not None:
+            draft_with(sequence, self._proposer(visit, sequence))
+        sampler: Any = FusedSampler(sequence.sampler, self._fuse)
+        sequence.sampler = sampler
+        assert self.engine is not None
+        self.engine.add(sequence)
+        self.present[visit] = sequence
+
+    def cancel(self, visit: Visit) -> None:
+        sequence = self.present.pop(visit)
+        sequence.ended = "cancelled"
+        assert self.engine is not None
+        self.engine.release(sequence)
+        self.ended[visit] = sequence
+
+    def step(self, event: str | None) -> None:
+        assert self.engine is not None
+        if event == "logits":
+            for _ in self.engine.logits(TEXT[:70]):
+                pass
+        elif event is not None:
+            self._fuse.place = event
+        try:
+            self.engine.step()
+        except KeyboardInterrupt:
+            assert not self._fuse.place
+        self._fuse.place = ""
+        self.engine.blocks.check()
+        for visit, sequence in list(self.present.items()):
+            if sequence.is_finished:
+                self.ended[visit] = self.present.pop(visit)
+
+    def check_empty(self, engine: Engine) -> None:
+        engine.blocks.check()
+        assert not engine.scheduler.has_work
+        assert engine.blocks.num_free == engine.blocks.num_blocks
+
+    def _proposer(self, visit: Visit, sequence: Sequence) -> Proposer:
+        source = visit.source
+        if source == "draft model":
+            model = decoder(self.isa, 1)
+            return DraftModelProposer(model.decoder, model.cache(7))
+        if isinstance(source, str):
+            return PROPOSERS[source]()
+        assert source is not None
+        course = alone(visit.kind, self.isa, self.kv_dtype).tokens
+        prompt = sequence.buffer[: sequence.num_prompt_tokens]
+        return Guesses(np.append(prompt, np.array(course, np.int32)), source)
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
+@settings(max_examples=settings().max_examples // 8)
+@given(data=st.data())
+def test_whatever_happens_each_request_is_as_if_alone(
+    isa: str, kv_dtype: KVDtype, data: st.DataObject
+) -> None:
+    schedule = data.draw(st.lists(visits, min_size=1, max_size=8, unique=True), "visits")
+    moves = data.draw(st.dictionaries(st.integers(1, 25), engines(), max_size=2), "moves")
+    moves[0] = data.draw(engines(), "first engine")
+    events = data.draw(
+        st.dictionaries(st.integers(0, 30), st.sampled_from(EVENTS), max_size=4), "events"
+    )
+    with TemporaryDirectory() as folder:
+        world = World(isa, kv_dtype, Path(folder))
+        for step in itertools.count():
+            if step in moves:
+                world.move(moves[step])
+            for visit in schedule:
+                if visit.arrival == step:
+                    world.arrive(visit)
+                if visit.cancelled == step and visit in world.present:
+                    world.cancel(visit)
+            if len(world.ended) == len(schedule):
+                break
+            assert step < 1000, "somebody starves"
+            world.step(events.get(step))
+        assert world.engine is not None
+        world.check_empty(world.engine)
+    for visit, sequence in world.ended.items():
+        expected = alone(visit.kind, isa, kv_dtype)
+        tokens = sequence.generated.tolist()
+        assert tokens == expected.tokens[: len(tokens)]
+        assert sequence.logprobs == expected.logprobs[: len(tokens)]
+        if sequence.finish_reason != "cancelled":
+            assert len(tokens) == len(expected.tokens)
+            assert sequence.finish_reason == expected.reason

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import Progress
 
 from bench.concurrency_report import Run, compare, make_table, save_chart, to_markdown
 from bench.concurrency_traces import TRACES, WARM_UP
@@ -66,8 +67,13 @@ def _workers(args: argparse.Namespace, stack: ExitStack) -> list[Worker]:
 
 def _measure(args: argparse.Namespace) -> list[Row]:
     rows = []
+    console = Console(stderr=True)
     with ExitStack() as stack:
         workers = _workers(args, stack)
+        progress = stack.enter_context(
+            Progress(console=console, transient=True, disable=not console.is_terminal)
+        )
+        task = progress.add_task("", total=len(args.traces) * args.repetitions * len(workers))
         for worker in workers:
             _replay(worker, WARM_UP, seed=0)
         for name in args.traces:
@@ -75,7 +81,9 @@ def _measure(args: argparse.Namespace) -> list[Row]:
             for repetition in range(args.repetitions):
                 order = list(zip(workers, runs, strict=True))
                 for worker, done in order if repetition % 2 == 0 else order[::-1]:
+                    progress.update(task, description=f"{name} {worker.name}")
                     done.append(_replay(worker, TRACES[name], seed=repetition + 1))
+                    progress.advance(task)
             rows += compare(name, TRACES[name], [worker.name for worker in workers], runs)
     return rows
 

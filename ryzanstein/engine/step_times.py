@@ -8,6 +8,9 @@ __all__ = ["StepTimes"]
 
 # A smaller chunk keeps decoding sequences waiting for less; it may cost this much more per token.
 _TOLERATED_COST = 1.1
+# A chunk is known from steps of at least and at most so many times its tokens: decodes fill its
+# steps up, and the end of a page or the token budget cuts it off.
+_LEAST_TOKENS, _MOST_TOKENS = 0.75, 1.5
 # A later measurement counts as at least and at most so much of what was known: the estimate stays
 # with the faster steps of those seen, and neither the best nor a slow one decides.
 _LEAST, _MOST = 0.95, 1.02
@@ -17,7 +20,9 @@ class StepTimes:
     """The curve T(n), and the chunk of a prompt that follows from it.
 
     Each multiple of the page that may be a chunk is tried by the first prompts that are long
-    enough. What is chosen shows in the time only: results do not depend on the cutting.
+    enough. Then a token of a prompt costs what it adds to a step: where sequences decode, these
+    have the weights read anyway. What is chosen shows in the time only: results do not depend on
+    the cutting.
 
     Args:
         page_tokens: chunks are a power of two times so many tokens.
@@ -27,7 +32,7 @@ class StepTimes:
         >>> times = StepTimes(32, 64)
         >>> times.record(32, 0.5)
         >>> times.record(64, 0.7)
-        >>> times.chunk(), times(48)
+        >>> times.chunk(num_decoding=0), times(48)
         (64, 0.6)
     """
 
@@ -53,14 +58,23 @@ class StepTimes:
                 break
             self._seconds[n] = seconds
 
-    def chunk(self) -> int:
-        """Return how many tokens of prompts to put into a step: the least that costs little."""
-        untried = next((n for n in reversed(self._chunks) if n not in self._seconds), None)
+    def chunk(self, num_decoding: int) -> int:
+        """Return how many tokens of prompts to put into a step: the cheapest per token.
+
+        Beside sequences that decode it is the least that costs little more than that.
+        """
+        untried = next((n for n in reversed(self._chunks) if not self._is_known(n)), None)
         if untried is not None:
             return untried
-        costs = {n: self._seconds[n] / n for n in self._chunks}
-        affordable = min(costs.values()) * _TOLERATED_COST
+        without = self(num_decoding) if num_decoding else 0.0
+        # What is known of few tokens may be of a slower minute than what is known of many.
+        costs = {n: max(0.0, self(num_decoding + n) - without) / n for n in self._chunks}
+        affordable = min(costs.values()) * (_TOLERATED_COST if num_decoding else 1.0)
         return next(n for n in self._chunks if costs[n] <= affordable)
+
+    def _is_known(self, chunk: int) -> bool:
+        i = bisect(self._lengths, chunk * _LEAST_TOKENS)
+        return i < len(self._lengths) and self._lengths[i] <= chunk * _MOST_TOKENS
 
     def __call__(self, num_tokens: int) -> float:
         """Return the seconds of a step, in proportion between those measured; 0 if none was."""

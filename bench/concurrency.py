@@ -59,8 +59,7 @@ def _workers(args: argparse.Namespace, stack: ExitStack) -> list[Worker]:
     workers = [stack.enter_context(Worker(sys.executable, "bench.stream_worker", ours))]
     if not args.no_llama_cpp:
         gguf = ensure_gguf(args.dir, args.preset, "q6_k")
-        peer = [str(gguf), *threads, *(["--unified"] if args.unified else [])]
-        worker = Worker(args.peer_python, "bench.llama_slots_worker", peer)
+        worker = Worker(args.peer_python, "bench.llama_slots_worker", [str(gguf), *threads])
         workers.append(stack.enter_context(worker))
     return workers
 
@@ -104,7 +103,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--isa", default=_core.resolve_isa(), help="this engine's tier (default: the best)")
     add("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
     add("--no-llama-cpp", action="store_true", help="run this engine alone")
-    add("--unified", action="store_true", help="llama.cpp with one cache for all its slots")
     add("--json", type=Path, metavar="FILE", help="write the rows as JSON, with every sample")
     add("--plot", type=check_plot, metavar="FILE", help="draw the ratios as .png, .svg or .pdf")
     add("--markdown", action="store_true", help="print tables in Markdown")

@@ -1,7 +1,8 @@
 """A worker that replays traces on llama.cpp as llama-server would; `bench.concurrency` starts it.
 
-`bench.llama_slots` says what goes into a batch, the library computes it, and the next token is the
-one with the highest logit. HTTP, JSON and text, which a server does besides, are left out.
+`bench.llama_slots` says what goes into a batch, the library computes it, and the next token is that
+with the highest logit. Each slot has a cache of its own, as in llama-server where `--parallel` is
+given; one for all was as fast. HTTP, JSON and text, a server's other work, are left out.
 """
 
 from __future__ import annotations
@@ -22,19 +23,14 @@ if TYPE_CHECKING:
 
 
 class _Server:
-    def __init__(self, path: str, threads: int, unified: bool) -> None:
-        self._model = LlamaModel(path, threads)
-        self._unified = unified
+    def __init__(self, model: LlamaModel) -> None:
+        self._model = model
         self._batch = ll.llama_batch_init(BATCH, 0, 1)
-
-    def describe(self) -> str:
-        cache = "one cache" if self._unified else "a cache per slot"
-        return f"{self._model.describe()}, {cache}"
 
     def replay(self, job: dict[str, Any]) -> dict[str, Any]:
         trace = tuple(Request(**fields) for fields in job["trace"])
         prompts = make_prompts(trace, self._model.vocab, job["seed"])
-        context = self._model.open(len(trace), length(trace), unified=self._unified)
+        context = self._model.open(len(trace), length(trace), unified=False)
         slots = Slots(BATCH)
         timeline = Timeline(trace)
         while True:
@@ -76,10 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.llama_slots_worker", description=__doc__)
     parser.add_argument("gguf", help="the model file")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--unified", action="store_true", help="one cache for all slots")
     args = parser.parse_args()
-    server = _Server(args.gguf, args.threads, args.unified)
-    answer_lines(server.describe(), server.replay)
+    model = LlamaModel(args.gguf, args.threads)
+    answer_lines(model.describe(), _Server(model).replay)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from bisect import bisect, bisect_left, insort
 
 __all__ = ["StepTimes"]
 
-# A smaller chunk keeps decoding sequences waiting for less; it may cost this much more per token.
-_TOLERATED_COST = 1.1
+# A chunk is worth doubling if the step takes at most so many times as long: prompts are read
+# faster by more than decoding sequences become slower.
+_WORTH_DOUBLING = 2**0.5
 # A chunk is known from steps of at least and at most so many times its tokens: decodes fill its
 # steps up, and the end of a page or the token budget cuts it off.
 _LEAST_TOKENS, _MOST_TOKENS = 0.75, 1.5
@@ -20,9 +21,7 @@ class StepTimes:
     """The curve T(n), and the chunk of a prompt that follows from it.
 
     Each multiple of the page that may be a chunk is tried by the first prompts that are long
-    enough. Then a token of a prompt costs what it adds to a step: where sequences decode, these
-    have the weights read anyway. What is chosen shows in the time only: results do not depend on
-    the cutting.
+    enough. What is chosen shows in the time only: results do not depend on the cutting.
 
     Args:
         page_tokens: chunks are a power of two times so many tokens.
@@ -59,18 +58,21 @@ class StepTimes:
             self._seconds[n] = seconds
 
     def chunk(self, num_decoding: int) -> int:
-        """Return how many tokens of prompts to put into a step: the cheapest per token.
+        """Return how many tokens of prompts to put into a step beside so many decodes.
 
-        Beside sequences that decode it is the least that costs little more than that.
+        Where nobody decodes and waits for the step, it is the cheapest per token.
         """
         untried = next((n for n in reversed(self._chunks) if not self._is_known(n)), None)
         if untried is not None:
             return untried
-        without = self(num_decoding) if num_decoding else 0.0
-        # What is known of few tokens may be of a slower minute than what is known of many.
-        costs = {n: max(0.0, self(num_decoding + n) - without) / n for n in self._chunks}
-        affordable = min(costs.values()) * (_TOLERATED_COST if num_decoding else 1.0)
-        return next(n for n in self._chunks if costs[n] <= affordable)
+        if num_decoding == 0:
+            return min(self._chunks, key=lambda n: self(n) / n)
+        chosen = self._chunks[0]
+        for n in self._chunks[1:]:
+            if self(num_decoding + n) > self(num_decoding + chosen) * _WORTH_DOUBLING:
+                break
+            chosen = n
+        return chosen
 
     def _is_known(self, chunk: int) -> bool:
         i = bisect(self._lengths, chunk * _LEAST_TOKENS)

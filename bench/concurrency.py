@@ -46,7 +46,7 @@ __all__ = ["main"]
 _PARK_S = 0.1
 
 
-def _replay(worker: Worker, trace: Sequence[Request], seed: int) -> Run:
+def _replay(worker: Worker, trace: Sequence[Request], seed: str) -> Run:
     time.sleep(_PARK_S)
     return Run(**worker.ask({"trace": [asdict(request) for request in trace], "seed": seed}))
 
@@ -74,14 +74,14 @@ def _measure(args: argparse.Namespace) -> list[Row]:
         )
         task = progress.add_task("", total=len(args.traces) * args.repetitions * len(workers))
         for worker in workers:
-            _replay(worker, WARM_UP, seed=0)
+            _replay(worker, WARM_UP, seed="warm-up")
         for name in args.traces:
             runs: list[list[Run]] = [[] for _ in workers]
             for repetition in range(args.repetitions):
                 order = list(zip(workers, runs, strict=True))
                 for worker, done in order if repetition % 2 == 0 else order[::-1]:
                     progress.update(task, description=f"{name} {worker.name}")
-                    done.append(_replay(worker, TRACES[name], seed=repetition + 1))
+                    done.append(_replay(worker, TRACES[name], f"{name} {repetition}"))
                     progress.advance(task)
             rows += compare(name, TRACES[name], [worker.name for worker in workers], runs)
     return rows

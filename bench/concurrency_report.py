@@ -138,14 +138,14 @@ def save_chart(rows: Sequence[Row], path: Path, caption: str) -> None:
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
-        axes.set_title(f"{row.trace}, beside {row.engine}", loc="left", fontsize=8)
+        axes.set_title(row.trace, loc="left", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.margins(x=0.1)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     grid[-1].set_xlabel("times as good as the peer: more tokens, less time")
-    figure.suptitle(caption, fontsize=9)
+    figure.suptitle(f"{caption}\n{rows[0].engine}, beside {peers[0].engine}", fontsize=7)
     with rc_context({"svg.fonttype": "none"}):  # text as text, a third of the size
         figure.savefig(path, dpi=_DPI)
 

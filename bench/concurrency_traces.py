@@ -52,7 +52,7 @@ def length(trace: tuple[Request, ...]) -> int:
     return max(request.prompt + request.generate for request in trace)
 
 
-def make_prompts(trace: tuple[Request, ...], vocab: int, seed: int) -> list[list[int]]:
+def make_prompts(trace: tuple[Request, ...], vocab: int, seed: str) -> list[list[int]]:
     """Return token ids for each prompt: as scattered as those of a text, and with none in common.
 
     Another seed gives other prompts, of which a prefix cache has seen nothing.

@@ -54,7 +54,10 @@ class LlamaModel:
         params.n_ubatch = _MICRO_BATCH
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = self._threads
-        return ll.llama_init_from_model(self._model, params)
+        context: object = ll.llama_init_from_model(self._model, params)
+        if context is None:
+            raise SystemExit(f"llama.cpp has no room for {sequences} sequences of {length} tokens")
+        return context
 
 
 def submit(context: object, batch: ll.llama_batch) -> None:

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
     from bench.contest import Row
 
-__all__ = ["TARGETS", "Targets", "make_table", "save_chart", "to_markdown"]
+__all__ = [
+    "TARGETS",
+    "Targets",
+    "make_table",
+    "markdown_of",
+    "save_chart",
+    "table_of",
+    "to_markdown",
+]
 
 Targets: TypeAlias = "Mapping[str, Mapping[str, float]]"
 
@@ -36,20 +44,28 @@ _NAME_COLUMNS = 30
 
 def make_table(rows: Sequence[Row]) -> Table:
     """Return the figures for a terminal."""
-    table = Table()
-    for index, name in enumerate(_header(rows)):
-        table.add_column(name, justify="left" if index < 2 else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    return table_of(_header(rows), [_cells(row) for row in rows])
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return the figures as a table in Markdown."""
-    header = _header(rows)
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
-    lines += [_cells(row) for row in rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown_of(_header(rows), [_cells(row) for row in rows])
+
+
+def table_of(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """Return a table for a terminal: two columns of names, then figures."""
+    table = Table()
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < 2 else "right")
+    for cells in lines:
+        table.add_row(*cells)
+    return table
+
+
+def markdown_of(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return the same in Markdown."""
+    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))
 
 
 def save_chart(rows: Sequence[Row], path: Path, caption: str, targets: Targets) -> None:

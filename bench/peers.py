@@ -27,7 +27,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.progress import Progress
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from bench.contest import Contestant, Row
     from bench.contest_report import Targets
 
-__all__ = ["Worker", "main"]
+__all__ = ["Worker", "describe_session", "ensure_checkpoint", "ensure_gguf", "main"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 # The checkout comes last on the path, so that its `ryzanstein`, which has no compiled module, does
@@ -66,7 +66,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 class Worker:
-    """A process that runs a module of this checkout and answers as `bench.worker.serve` does."""
+    """A process that runs a module of this checkout and answers as `bench.worker` says."""
 
     def __init__(self, python: str, module: str, arguments: Sequence[str]) -> None:
         self._command = [python, "-m", module, *arguments]
@@ -96,27 +96,48 @@ class Worker:
 
     def seconds(self, workload: Workload) -> float | None:
         """Return how long the workload took."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(workload)) + "\n")
-        self._process.stdin.flush()
-        return float(str(self._answer()["seconds"]))
+        return float(self.ask(asdict(workload))["seconds"])
 
-    def _answer(self) -> dict[str, object]:
+    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Return what the module answers to a job."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             status = self._process.wait()
             raise SystemExit(f"{' '.join(self._command)}: stopped with status {status}")
-        answer: dict[str, object] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
 
-def _checkpoint(args: argparse.Namespace) -> Path:
+def ensure_checkpoint(directory: Path, preset: str) -> Path:
     """Return this engine's checkpoint, which is written if it is missing."""
-    path = checkpoint_path(args.dir, args.preset)
+    path = checkpoint_path(directory, preset)
     if not (path / "config.json").exists():
-        write_checkpoint(path, PRESETS[args.preset], seed=0, shard_bytes=5_000_000_000)
+        write_checkpoint(path, PRESETS[preset], seed=0, shard_bytes=5_000_000_000)
     return path
+
+
+def ensure_gguf(directory: Path, preset: str, head: PeerHead) -> Path:
+    """Return a peer's model, which is written if it is missing."""
+    path = gguf_path(directory, preset, head)
+    if not path.exists():
+        write_gguf(path, PRESETS[preset], seed=0, head=head)
+    return path
+
+
+def describe_session(preset: str, threads: int, repetitions: int, bandwidths: list[float]) -> str:
+    """Return what was run where, given what the memory read in bytes/s before and after."""
+    before, after = (bandwidth / 1e9 for bandwidth in bandwidths)
+    return (
+        f"{preset}, {threads} threads of {read_host().model}, medians of {repetitions}, "
+        f"{datetime.now(UTC).date()}, memory read at {before:.0f} GB/s before and {after:.0f} after"
+    )
 
 
 def _ggufs(args: argparse.Namespace) -> list[Path]:
@@ -125,11 +146,7 @@ def _ggufs(args: argparse.Namespace) -> list[Path]:
         return [args.gguf]
     if args.no_llama_cpp and not args.llama_bench:
         return []
-    paths = [gguf_path(args.dir, args.preset, head) for head in args.peer_head]
-    for path, head in zip(paths, args.peer_head, strict=True):
-        if not path.exists():
-            write_gguf(path, PRESETS[args.preset], seed=0, head=head)
-    return paths
+    return [ensure_gguf(args.dir, args.preset, head) for head in args.peer_head]
 
 
 def _variants(args: argparse.Namespace) -> dict[str, tuple[str, HeadKind]]:
@@ -158,7 +175,7 @@ def _llama(args: argparse.Namespace, gguf: Path) -> Worker:
 
 
 def _run(args: argparse.Namespace) -> list[Row]:
-    checkpoint = _checkpoint(args)
+    checkpoint = ensure_checkpoint(args.dir, args.preset)
     ggufs = _ggufs(args)
     console = Console(stderr=True)
     with ExitStack() as stack:
@@ -232,18 +249,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
-    before = read_bandwidth(args.threads) / 1e9
+    before = read_bandwidth(args.threads)
     rows = _run(args)
-    after = read_bandwidth(args.threads) / 1e9
-    caption = (
-        f"{args.preset}, {args.threads} threads of {read_host().model}, medians of "
-        f"{args.repetitions}, {datetime.now(UTC).date()}, memory read at {before:.0f} GB/s before "
-        f"and {after:.0f} after"
-    )
+    bandwidths = [before, read_bandwidth(args.threads)]
+    caption = describe_session(args.preset, args.threads, args.repetitions, bandwidths)
     if args.json is not None:
         result = {
             "rows": [asdict(row) for row in rows],
-            "read_gigabytes_per_second": [before, after],
+            "read_gigabytes_per_second": [bandwidth / 1e9 for bandwidth in bandwidths],
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None:

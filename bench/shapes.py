@@ -125,7 +125,7 @@ PRESETS: dict[str, Shape] = {
         head_dim=64,
         ffn=1536,
         vocab=4096,
-        context=2048,
+        context=4096,
         rope_theta=10000.0,
     ),
 }

@@ -1,4 +1,4 @@
-"""The loop of a process that times one engine.
+"""The loops of a process that times one engine.
 
 A worker is a process of its own per engine, because two engines in one process share thread pools
 and caches. It answers each line on stdin (a job in JSON) with one line of JSON on stdout. Only the
@@ -12,9 +12,12 @@ import random
 import sys
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-__all__ = ["Engine", "Job", "random_tokens", "serve"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Engine", "Job", "answer_lines", "random_tokens", "serve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,10 @@ def random_tokens(count: int, vocab: int) -> list[int]:
 
 def serve(engine: Engine) -> None:
     """Answer jobs on stdin with their seconds until it closes; the first run of each warms up."""
-    print(json.dumps({"engine": engine.describe()}), flush=True)
     warm: set[Job] = set()
-    for line in sys.stdin:
-        job = Job(**json.loads(line))
+
+    def run(fields: dict[str, Any]) -> dict[str, Any]:
+        job = Job(**fields)
         if job not in warm:
             warm.add(job)
             engine.prepare(job)
@@ -58,4 +61,13 @@ def serve(engine: Engine) -> None:
         engine.prepare(job)
         begin = time.perf_counter()
         engine.run(job)
-        print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
+        return {"seconds": time.perf_counter() - begin}
+
+    answer_lines(engine.describe(), run)
+
+
+def answer_lines(engine: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Say who answers, then answer each line of JSON on stdin with one until it closes."""
+    print(json.dumps({"engine": engine}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)

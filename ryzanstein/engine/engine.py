@@ -99,7 +99,8 @@ class Engine:
             return
         try:
             began = time.perf_counter()
-            self.scheduler.prefill_tokens = self.step_times.chunk()
+            num_decoding = self.scheduler.num_decoding
+            self.scheduler.prefill_tokens = self.step_times.chunk(num_decoding)
             planned = self.scheduler.schedule()
             if not planned:
                 return

@@ -65,6 +65,11 @@ class Scheduler:
         """Return whether any sequence is unfinished."""
         return bool(self.running or self.waiting)
 
+    @property
+    def num_decoding(self) -> int:
+        """Return the running sequences that have a single pending token."""
+        return sum(sequence.num_pending == 1 for sequence in self.running)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
 
@@ -131,8 +136,7 @@ class Scheduler:
 
     def _share_budget(self) -> tuple[list[tuple[Sequence, int]], int]:
         """Return what the running sequences compute, and what that leaves for prompts to come."""
-        num_decoding = sum(s.num_pending == 1 for s in self.running)
-        budget = min(self._token_budget, num_decoding + self.prefill_tokens)
+        budget = min(self._token_budget, self.num_decoding + self.prefill_tokens)
         shares: list[tuple[Sequence, int]] = []
         # Nothing is admitted behind an unfinished prompt, so it is the last that runs. Decodes (one
         # pending token) come first; forced tokens may be pending anywhere among them.

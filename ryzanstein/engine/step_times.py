@@ -6,8 +6,12 @@ from bisect import bisect, bisect_left, insort
 
 __all__ = ["StepTimes"]
 
-# A smaller chunk keeps decoding sequences waiting for less; it may cost this much more per token.
-_TOLERATED_COST = 1.1
+# A chunk is worth doubling if the step takes at most so many times as long: prompts are read
+# faster by more than decoding sequences become slower.
+_WORTH_DOUBLING = 2**0.5
+# A chunk is known from steps of at least and at most so many times its tokens: decodes fill its
+# steps up, and the end of a page or the token budget cuts it off.
+_LEAST_TOKENS, _MOST_TOKENS = 0.75, 1.5
 # A later measurement counts as at least and at most so much of what was known: the estimate stays
 # with the faster steps of those seen, and neither the best nor a slow one decides.
 _LEAST, _MOST = 0.95, 1.02
@@ -27,7 +31,7 @@ class StepTimes:
         >>> times = StepTimes(32, 64)
         >>> times.record(32, 0.5)
         >>> times.record(64, 0.7)
-        >>> times.chunk(), times(48)
+        >>> times.chunk(num_decoding=0), times(48)
         (64, 0.6)
     """
 
@@ -53,14 +57,26 @@ class StepTimes:
                 break
             self._seconds[n] = seconds
 
-    def chunk(self) -> int:
-        """Return how many tokens of prompts to put into a step: the least that costs little."""
-        untried = next((n for n in reversed(self._chunks) if n not in self._seconds), None)
+    def chunk(self, num_decoding: int) -> int:
+        """Return how many tokens of prompts to put into a step beside so many decodes.
+
+        Where nobody decodes and waits for the step, it is the cheapest per token.
+        """
+        untried = next((n for n in reversed(self._chunks) if not self._is_known(n)), None)
         if untried is not None:
             return untried
-        costs = {n: self._seconds[n] / n for n in self._chunks}
-        affordable = min(costs.values()) * _TOLERATED_COST
-        return next(n for n in self._chunks if costs[n] <= affordable)
+        if num_decoding == 0:
+            return min(self._chunks, key=lambda n: self(n) / n)
+        chosen = self._chunks[0]
+        for n in self._chunks[1:]:
+            if self(num_decoding + n) > self(num_decoding + chosen) * _WORTH_DOUBLING:
+                break
+            chosen = n
+        return chosen
+
+    def _is_known(self, chunk: int) -> bool:
+        i = bisect(self._lengths, chunk * _LEAST_TOKENS)
+        return i < len(self._lengths) and self._lengths[i] <= chunk * _MOST_TOKENS
 
     def __call__(self, num_tokens: int) -> float:
         """Return the seconds of a step, in proportion between those measured; 0 if none was."""

@@ -5,28 +5,43 @@ import pytest
 from ryzanstein.engine.step_times import StepTimes
 
 
-def test_each_chunk_is_tried_the_largest_first() -> None:
-    times = StepTimes(32, 130)
+@pytest.mark.parametrize(("num_decoding", "cut"), [(0, 0), (1, 32), (16, 32)])
+def test_each_chunk_is_tried_the_largest_first(num_decoding: int, cut: int) -> None:
+    times = StepTimes(32, 128)
     tried = []
     for _ in range(3):
-        tried.append(times.chunk())
-        times.record(tried[-1], 1.0)
+        tried.append(times.chunk(num_decoding))
+        # Decodes take their share of the budget, which costs the largest chunk a page.
+        times.record(min(num_decoding + tried[-1], 128 - cut + num_decoding), 1.0)
     assert tried == [128, 64, 32]
+    assert times.chunk(num_decoding) in tried
 
 
-@pytest.mark.parametrize(
-    ("seconds", "chunk"),
-    [
-        ({32: 0.32, 64: 0.64, 128: 1.28}, 32),  # nothing is gained by more
-        ({32: 0.60, 64: 0.66, 128: 1.28}, 64),
-        ({32: 0.60, 64: 1.00, 128: 1.28}, 128),
-    ],
-)
-def test_the_least_chunk_that_costs_little(seconds: dict[int, float], chunk: int) -> None:
+def test_prompts_that_fall_short_of_a_page_try_it_too() -> None:
+    times = StepTimes(32, 64)
+    times.record(50, 1.0)
+    assert times.chunk(0) == 32
+    times.record(30, 1.0)
+    assert times.chunk(0) == 64
+
+
+CURVES = [
+    ({32: 0.32, 64: 0.64, 128: 1.28}, 32, 32),  # nothing is gained by more
+    ({32: 0.36, 64: 0.68, 128: 1.28}, 128, 32),  # what little is gained is not worth the delay
+    ({32: 0.60, 64: 0.66, 128: 1.28}, 128, 64),  # the weights take that long to read
+    ({32: 0.60, 64: 0.62, 128: 0.70}, 128, 128),
+]
+
+
+@pytest.mark.parametrize(("seconds", "alone", "beside"), CURVES)
+def test_the_cheapest_chunk_or_beside_decodes_one_that_delays_them_little(
+    seconds: dict[int, float], alone: int, beside: int
+) -> None:
     times = StepTimes(32, 128)
     for num_tokens, value in seconds.items():
         times.record(num_tokens, value)
-    assert times.chunk() == chunk
+    assert times.chunk(0) == alone
+    assert times.chunk(4) == beside
 
 
 def test_one_slow_step_does_not_count() -> None:

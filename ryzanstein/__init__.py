@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ryzanstein import _core
-from ryzanstein.engine.result import Completion, Piece, Timings, TokenLogprob, Usage
+from ryzanstein.engine.result import Choice, Completion, Piece, Timings, TokenLogprob, Usage
 from ryzanstein.errors import (
     ContextLengthError,
     CorruptFileError,
@@ -28,6 +28,7 @@ from ryzanstein.sampling import SamplingParams
 
 __all__ = [
     "LLM",
+    "Choice",
     "Completion",
     "ContextLengthError",
     "CorruptFileError",

@@ -312,16 +312,18 @@ class LLM:
     ) -> Generator[Piece, None, None]:
         """Yield pieces of text as they are generated; the last one carries the whole completion.
 
-        Closing the generator ends the generation and frees its memory.
+        With `n` in the params the pieces of all choices come as they are made, told apart by
+        `index`. Closing the generator ends the generation and frees its memory.
 
         Raises:
             As `generate`, before the first piece.
+            ValidationError: `best_of`, which can tell the best only at the end.
 
         Example:
             >>> for piece in llm.stream("Hello"):
             ...     print(piece.text, end="", flush=True)
         """
-        return self._stream(self._make_request(prompt, params, priority, cache_salt))
+        return self._stream(self._make_streamed(prompt, params, priority, cache_salt))
 
     def save_prefixes(self, path: str | os.PathLike[str]) -> int:
         """Write the pages of the prefix cache to a file; return how many.
@@ -366,7 +368,7 @@ class LLM:
             priority: int = 0,
             cache_salt: str = "",
         ) -> Request:
-            return self._make_request(prompt, params, priority, cache_salt)
+            return self._make_streamed(prompt, params, priority, cache_salt)
 
         return AsyncEngine(self._engine, make_request)
 
@@ -469,6 +471,16 @@ class LLM:
             for _, piece in pieces:
                 yield piece
 
+    def _make_streamed(
+        self, prompt: Prompt, params: object, priority: int, cache_salt: str
+    ) -> Request:
+        if self._one_params(params).best_of is not None:
+            raise ValidationError(
+                "best_of cannot be streamed: which texts are the best is known at their end; "
+                "use generate, or n without best_of"
+            )
+        return self._make_request(prompt, params, priority, cache_salt)
+
     def _make_request(
         self, prompt: Prompt, params: object, priority: int, cache_salt: str
     ) -> Request:
@@ -498,7 +510,12 @@ class LLM:
             priority=priority,
             cache_salt=cache_salt,
         )
-        return Request(sequence, params, self.tokenizer)
+        return Request(sequence, params, self.tokenizer, self._echo(prompt, ids, params))
+
+    def _echo(self, prompt: Prompt, ids: I32Array, params: SamplingParams) -> str:
+        if not params.echo:
+            return ""
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(ids.tolist())
 
     @functools.cached_property
     def _constraints(self) -> ConstraintCompiler:
@@ -529,8 +546,9 @@ class LLM:
 
     def _check_params(self, params: SamplingParams) -> None:
         vocab_size = self.config.vocab_size
-        if params.logprobs is not None:
-            check_integer("logprobs", params.logprobs, 0, vocab_size)
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(params, field) is not None:
+                check_integer(field, getattr(params, field), 0, vocab_size)
         for token_id in params.stop_token_ids:
             check_integer("stop_token_ids", token_id, 0, vocab_size - 1)
         for token_id, _ in params.biases:

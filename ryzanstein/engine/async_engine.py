@@ -79,7 +79,7 @@ class AsyncEngine:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 yield outcome
-                if outcome.finish_reason is not None:
+                if outcome.completion is not None:
                     return
         finally:
             request.cancel()
@@ -122,4 +122,6 @@ class AsyncEngine:
                 news = [(number, error) for number in requests]
                 requests.clear()
             for number, outcome in news:
-                (deliver[number] if number in requests else deliver.pop(number))(outcome)
+                deliver[number](outcome)
+            for number in deliver.keys() - requests.keys():
+                del deliver[number]

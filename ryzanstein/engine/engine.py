@@ -22,6 +22,7 @@ from ryzanstein.speculative.drafter import Drafter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Sequence as ABCSequence
     from pathlib import Path
 
     from ryzanstein._core import F32Array, I32Array
@@ -79,9 +80,13 @@ class Engine:
         Raises:
             ContextLengthError: it could never fit, even alone.
         """
+        self.scheduler.add(sequence)
+        self._equip(sequence)
+
+    def _equip(self, sequence: Sequence) -> None:
+        """Give a sequence what it shares pages and guesses with."""
         namespace = self.fingerprint + sequence.cache_salt.encode()
         sequence.chain = PageChain(sequence.buffer, _core.PAGE_TOKENS, namespace)
-        self.scheduler.add(sequence)
         if self._make_proposer is not None:
             proposer = self._make_proposer(sequence.capacity)
             sequence.drafter = Drafter(proposer, DraftLength(self.step_times))
@@ -209,16 +214,38 @@ class Engine:
 
     def _settle(self, sequence: Sequence, chunk: Chunk, logits: F32Array) -> None:
         """Draw tokens from a chunk's logits, and keep what of it proves to be the sequence's."""
-        accepted = 0
-        try:
-            accepted = sequence.accept(logits, chunk.draft)
-        except (DistributionError, ValidationError) as error:
-            sequence.error = error
-        assert sequence.table is not None
         num_guessed = len(chunk.draft)
-        sequence.num_computed = chunk.start + len(chunk.token_ids) - num_guessed + accepted
+        num_computed = chunk.start + len(chunk.token_ids) - num_guessed
+        logits = sequence.score_prompt(logits)
+        if len(logits):
+            self._begin_branches(sequence, num_computed, logits[:1])
+        accepted = self._draw(sequence, logits, chunk.draft)
+        assert sequence.table is not None
+        sequence.num_computed = num_computed + accepted
         if num_guessed:
             self.blocks.truncate(sequence.table, sequence.num_computed)
             assert sequence.drafter is not None
             sequence.drafter.learn(accepted)
         self.blocks.share(sequence.table, sequence.chain, sequence.num_computed)
+
+    def _draw(self, sequence: Sequence, logits: F32Array, draft: ABCSequence[int] = ()) -> int:
+        try:
+            return sequence.accept(logits, draft)
+        except (DistributionError, ValidationError) as error:
+            sequence.error = error
+            return 0
+
+    def _begin_branches(self, sequence: Sequence, num_computed: int, logits: F32Array) -> None:
+        """Let a sequence's branches go on from its pages, each with a first token of its own."""
+        while sequence.branches:
+            branch = sequence.branches[0]
+            self.scheduler.release(branch)  # what an interrupt left half done
+            assert sequence.table is not None
+            branch.table = self.blocks.fork(sequence.table)
+            self.blocks.truncate(branch.table, num_computed)
+            branch.num_computed = num_computed
+            if not len(branch.generated):
+                self._draw(branch, logits)
+            self._equip(branch)
+            self.scheduler.add_fork(branch, sequence)
+            del sequence.branches[0]

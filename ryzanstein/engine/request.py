@@ -1,14 +1,14 @@
-"""A sequence on its way back to text: detokenised, searched for stop strings, timed."""
+"""What one caller asked for: the sequences it takes, and the completion they become."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from ryzanstein._core import PAGE_TOKENS
-from ryzanstein.engine.result import Completion, Piece, Timings, Usage
-from ryzanstein.engine.stop import StopMatcher
-from ryzanstein.tokenizer import Detokenizer
+from ryzanstein.engine.reader import Reader
+from ryzanstein.engine.result import Choice, Completion, Piece, Timings, Usage
 
 if TYPE_CHECKING:
     from ryzanstein.engine.sequence import Sequence
@@ -19,119 +19,91 @@ __all__ = ["Request"]
 
 
 class Request:
-    """Follows one sequence and turns its new tokens into pieces of text.
+    """Follows a sequence and its branches to the completion that they make together.
 
     Args:
         sequence: what the engine works on.
-        params: for the stop strings.
+        params: for the stop strings, and which choices to keep.
         tokenizer: turns tokens into text.
+        echo: text to put in front of each choice.
     """
 
-    def __init__(self, sequence: Sequence, params: SamplingParams, tokenizer: Tokenizer) -> None:
-        self.sequence = sequence
-        self._detokenizer = Detokenizer(
-            tokenizer, sequence.buffer[: sequence.num_prompt_tokens].tolist()
-        )
-        self._stops = StopMatcher(params.stop_strings)
-        self._min_tokens = params.min_tokens
-        self._num_seen = 0
-        self._num_yielded = 0
-        self._texts: list[str] = []
+    def __init__(
+        self, sequence: Sequence, params: SamplingParams, tokenizer: Tokenizer, echo: str = ""
+    ) -> None:
+        self.sequences = (sequence, *sequence.branches)
+        self._readers = [
+            Reader(s, params, tokenizer, index, echo) for index, s in enumerate(self.sequences)
+        ]
+        self._params = params
         self._created = time.perf_counter()
-        self._first_token: float | None = None
-        self._last_token = self._created
-
-    @property
-    def done(self) -> bool:
-        """Return whether every token has been turned into text and no more will come."""
-        return self.sequence.finish_reason is not None and self._num_seen == len(
-            self.sequence.generated
-        )
 
     @property
     def has_news(self) -> bool:
         """Return whether `take` has something to look at."""
-        return self.sequence.is_finished or self._num_seen < len(self.sequence.generated)
+        return any(reader.has_news for reader in self._readers)
 
     def cancel(self) -> None:
-        """End the sequence where it is, from any thread; a step under way may add a last token."""
-        if not self.sequence.is_finished:
-            self.sequence.ended = "cancelled"
+        """End every sequence where it is, from any thread; a step under way may add last tokens."""
+        for sequence in self.sequences:
+            if not sequence.is_finished:
+                sequence.ended = "cancelled"
 
-    def take(self) -> Piece | None:
-        """Return the text of tokens generated since the last call, or None if there is none yet.
-
-        When a stop string completes, the sequence is marked as ended.
+    def take(self) -> list[Piece]:
+        """Return what was generated since the last call, at most one piece of each choice.
 
         Raises:
-            DistributionError: the sequence ended because no token could be drawn.
-            ValidationError: it ended because its logits processor failed.
+            DistributionError: a sequence ended because no token could be drawn.
+            ValidationError: one ended because its logits processor failed.
         """
-        unread = self._unread()
-        if self.sequence.error is not None and not unread:
-            raise self.sequence.error
-        text = "".join(self._read(token) for token in unread)
-        if self.done:
-            text += self._settle(self._detokenizer.flush()) + self._stops.flush()
-        if not text and not self.done:
-            return None
-        self._texts.append(text)
-        token_ids = tuple(self.sequence.generated[self._num_yielded : self._num_seen].tolist())
-        self._num_yielded = self._num_seen
-        if not self.done:
-            return Piece(text, token_ids)
-        return Piece(text, token_ids, self.sequence.finish_reason, self._complete())
-
-    def _unread(self) -> list[int]:
-        new: list[int] = self.sequence.generated[self._num_seen :].tolist()
-        if new:
-            self._last_token = time.perf_counter()
-            self._first_token = self._first_token or self._last_token
-        return new
-
-    def _read(self, token: int) -> str:
-        if self._stops.matched:
-            return ""
-        self._num_seen += 1
-        if token in self.sequence.stop_ids:
-            return ""
-        return self._settle(self._detokenizer.push(token))
-
-    def _settle(self, text: str) -> str:
-        if self._num_seen < self._min_tokens:
-            return text
-        settled = self._stops.feed(text)
-        if self._stops.matched:
-            self.sequence.end_after(self._num_seen, "stop")
-        return settled
+        taken = (reader.take() for reader in self._readers if reader.has_news)
+        pieces = [piece for piece in taken if piece is not None]
+        if pieces and all(reader.is_read for reader in self._readers):
+            pieces[-1] = replace(pieces[-1], completion=self._complete())
+        return pieces
 
     def _complete(self) -> Completion:
-        sequence = self.sequence
-        first = self._first_token or self._last_token
-        admitted = sequence.admitted_at or self._created
-        num_generated = len(sequence.generated)
-        decoding = self._last_token - first
-        drafter = sequence.drafter
-        assert sequence.finish_reason is not None
+        first, *others = self._ranked([reader.choice() for reader in self._readers])
+        prompt = self.sequences[0]
+        scores = None if prompt.num_prompt_logprobs is None else tuple(prompt.prompt_logprobs)
         return Completion(
-            text="".join(self._texts),
-            token_ids=tuple(sequence.generated.tolist()),
-            logprobs=None if sequence.num_logprobs is None else tuple(sequence.logprobs),
-            finish_reason=sequence.finish_reason,
+            **{field.name: getattr(first, field.name) for field in fields(first)},
             usage=Usage(
-                sequence.num_prompt_tokens,
-                num_generated,
-                len(sequence.prefix.pages) * PAGE_TOKENS,
-                sequence.prefix.reason,
+                prompt.num_prompt_tokens,
+                self._num_generated,
+                len(prompt.prefix.pages) * PAGE_TOKENS,
+                prompt.prefix.reason,
             ),
-            timings=Timings(
-                time_to_first_token_s=first - self._created,
-                prefill_tokens_per_s=sequence.num_prompt_tokens / max(first - admitted, 1e-9),
-                decode_tokens_per_s=(num_generated - 1) / decoding if decoding > 0 else None,
-                total_s=self._last_token - self._created,
-                drafted_tokens=drafter.num_drafted if drafter else 0,
-                accepted_tokens=drafter.num_accepted if drafter else 0,
-            ),
-            prompt_token_ids=tuple(sequence.buffer[: sequence.num_prompt_tokens].tolist()),
-            seed=sequence.seed,
+            timings=self._timings(),
+            prompt_token_ids=tuple(prompt.buffer[: prompt.num_prompt_tokens].tolist()),
+            prompt_logprobs=scores,
+            others=tuple(others),
+        )
+
+    def _ranked(self, choices: list[Choice]) -> list[Choice]:
+        """Return the choices to keep, the likeliest first if `best_of` was asked for."""
+        if self._params.best_of is None:
+            return choices
+        choices.sort(key=lambda choice: -(choice.cumulative_logprob or 0.0))
+        kept = choices[: self._params.n]
+        return [replace(choice, index=index) for index, choice in enumerate(kept)]
+
+    @property
+    def _num_generated(self) -> int:
+        return sum(len(sequence.generated) for sequence in self.sequences)
+
+    def _timings(self) -> Timings:
+        prompt = self.sequences[0]
+        last = max((r.last_token for r in self._readers if r.last_token), default=self._created)
+        first = min((r.first_token for r in self._readers if r.first_token), default=last)
+        admitted = prompt.admitted_at or self._created
+        num_later = self._num_generated - sum(r.first_token is not None for r in self._readers)
+        drafters = [s.drafter for s in self.sequences if s.drafter is not None]
+        return Timings(
+            time_to_first_token_s=first - self._created,
+            prefill_tokens_per_s=prompt.num_prompt_tokens / max(first - admitted, 1e-9),
+            decode_tokens_per_s=num_later / (last - first) if last > first else None,
+            total_s=last - self._created,
+            drafted_tokens=sum(drafter.num_drafted for drafter in drafters),
+            accepted_tokens=sum(drafter.num_accepted for drafter in drafters),
         )

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["Completion", "FinishReason", "MissReason", "Piece", "Timings", "TokenLogprob", "Usage"]
+__all__ = [
+    "Choice",
+    "Completion",
+    "FinishReason",
+    "MissReason",
+    "Piece",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+]
 
 MissReason: TypeAlias = Literal["short", "new", "diverged", "evicted", "off"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
@@ -13,7 +22,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The log-probability of a generated token, before temperature and penalties.
+    """The log-probability of a token, before temperature and penalties.
 
     A token that a structured output forced has 0 and no `top`: it was certain, and the model's own
     opinion was never computed.
@@ -34,8 +43,9 @@ class Usage:
     """Tokens in and out.
 
     Args:
-        prompt_tokens: those of the prompt.
-        completion_tokens: those generated.
+        prompt_tokens: those of the prompt, once, however many choices there are.
+        completion_tokens: those generated, over all choices, and over those that best_of or a beam
+            search left out.
         cached_tokens: those of the prompt whose keys and values were in the prefix cache.
         cache_miss: why it were not more: "short" (less than a page was left: nothing more could be
             found), "new" (nothing like the rest was there), "diverged" (the cache goes on otherwise
@@ -74,44 +84,70 @@ class Timings:
     accepted_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A finished generation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One text for a prompt.
 
     Args:
-        text: what was generated, without the stop string that ended it.
+        index: which of the choices it is.
+        text: what was generated, without the stop string that ended it; behind the prompt's text if
+            `echo` was asked for.
         token_ids: every generated token, the one that ended it included.
         logprobs: one entry per token if they were asked for, else None.
+        cumulative_logprob: their sum; None if no log-probabilities were computed.
         finish_reason: "stop" (an end token or a stop string), "length" (max_tokens, or the end of
             the context) or "cancelled".
-        usage: tokens in and out.
-        timings: how long it took.
-        prompt_token_ids: the prompt as the model saw it.
-        seed: reproduces the sample when passed as `SamplingParams.seed`.
+        seed: reproduces the choice as a sample of its own when passed as `SamplingParams.seed`.
     """
 
+    index: int = 0
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None
+    cumulative_logprob: float | None = None
     finish_reason: FinishReason
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion(Choice):
+    """A finished generation: its first choice, which is the best where they are ranked, and more.
+
+    Args:
+        usage: tokens in and out, of all choices together.
+        timings: how long it took, until the last choice was done.
+        prompt_token_ids: the prompt as the model saw it.
+        prompt_logprobs: one entry per token of the prompt if they were asked for, else None; that
+            of the first token, which follows nothing, is None.
+        others: the choices behind the first.
+    """
+
     usage: Usage
     timings: Timings
     prompt_token_ids: tuple[int, ...]
-    seed: int
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    others: tuple[Choice, ...] = ()
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Return all choices, this one first."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a stream. Texts and token ids concatenate to those of the completion.
+    """A part of a stream. Texts and token ids of one index concatenate to those of that choice.
 
     Args:
-        text: may be empty in the last piece.
-        token_ids: tokens since the piece before.
-        finish_reason: set in the last piece only.
-        completion: the whole, in the last piece only.
+        text: may be empty in a choice's last piece.
+        token_ids: tokens since the choice's piece before.
+        finish_reason: set in a choice's last piece only.
+        completion: the whole, in the stream's last piece only.
+        index: the choice it belongs to; 0 where there is one.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
+    index: int = 0

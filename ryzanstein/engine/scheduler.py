@@ -4,6 +4,7 @@ There are no phases: a sequence has tokens that are computed and tokens that are
 has one token budget. Sequences with a single pending token (decoding) go first, so a long prompt
 never stalls them; prompts fill the rest, in chunks that end with a page. When pages run out, the
 sequence that ranks last gives its pages back and is recomputed later, less what is still cached.
+A fork waits with the pages it begins with, which count as a running sequence's do.
 Guesses at what a decoding sequence says next take only tokens and pages that nobody else wants.
 
 A rank is the step of arrival, less what a policy grants: so many steps per level of priority, or
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ryzanstein.engine.batch import Chunk
+from ryzanstein.engine.prefix_cache import NO_MATCH
 from ryzanstein.errors import ContextLengthError
+from ryzanstein.sampling.screening import EVERY_LOGIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as ABCSequence
@@ -87,6 +90,14 @@ class Scheduler:
         sequence.arrival = (self._num_steps - granted, self._num_added)
         self._wait(sequence)
 
+    def add_fork(self, fork: Sequence, origin: Sequence) -> None:
+        """Queue a sequence that has its first pages, ranked as the one it is a fork of."""
+        fork.arrival = origin.arrival
+        if fork.is_finished:
+            self._free(fork)
+        else:
+            self._wait(fork)
+
     def schedule(self) -> list[tuple[Sequence, Chunk]]:
         """Reserve pages for the next step and return what it computes, decodes first."""
         self._num_steps += 1
@@ -110,7 +121,7 @@ class Scheduler:
 
     def make_room(self, num_blocks: int) -> None:
         """Preempt until so many pages are free, or nothing runs."""
-        while self.running and self._blocks.num_free < num_blocks:
+        while self._blocks.num_free < num_blocks and self._holders():
             self._preempt_last()
 
     def release(self, sequence: Sequence) -> None:
@@ -153,13 +164,19 @@ class Scheduler:
         spare = self._blocks.num_free - sum(self._needed(s, s.num_pending) for s in self.running)
         while self.waiting and budget and len(self.running) < self._max_sequences:
             sequence, prefix = self._next_waiting()
-            in_use = len(prefix.pages) - prefix.num_unused
-            spare -= self._blocks.blocks_for(sequence.num_tokens) - in_use
-            if spare < (self._watermark if self.running else 0):
-                break
-            sequence.table = self._blocks.allocate()
-            self._blocks.attach(sequence.table, prefix)
-            sequence.num_computed = sequence.table.num_tokens
+            needed = self._needed_to_begin(sequence, prefix)
+            if spare - needed < (self._watermark if self.running else 0):
+                # Forks may hold what the first in the queue needs.
+                if self.running or not self._holders(but=sequence):
+                    break
+                self._preempt_last(but=sequence)
+                spare = self._blocks.num_free
+                continue
+            spare -= needed
+            if sequence.table is None:
+                sequence.table = self._blocks.allocate()
+                self._blocks.attach(sequence.table, prefix)
+                sequence.num_computed = sequence.table.num_tokens
             sequence.mark_admitted(prefix)
             self.waiting.remove(sequence)
             self.running.append(sequence)
@@ -177,6 +194,9 @@ class Scheduler:
         )
 
     def _match(self, sequence: Sequence) -> PrefixMatch:
+        # Pages that were computed before show no logits.
+        if sequence.table is not None or sequence.is_scoring:
+            return NO_MATCH
         return self._blocks.match(sequence.chain, sequence.num_tokens)
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
@@ -221,8 +241,8 @@ class Scheduler:
             start=start,
             slots=reservation.slots,
             block_ids=sequence.table.block_ids,
-            num_logit_rows=int(start + n == sequence.num_tokens) + len(draft),
-            screening=sequence.screening,
+            num_logit_rows=sequence.num_logit_rows(n) + len(draft),
+            screening=EVERY_LOGIT if sequence.is_scoring else sequence.screening,
             seen=sequence.known(draft),
             copies=reservation.copies,
             draft=draft,
@@ -232,11 +252,23 @@ class Scheduler:
         assert sequence.table is not None
         return self._blocks.blocks_needed(sequence.table, n)
 
-    def _preempt_last(self) -> Sequence:
-        victim = max(self.running, key=lambda sequence: sequence.arrival)
-        self.running.remove(victim)
+    def _needed_to_begin(self, sequence: Sequence, prefix: PrefixMatch) -> int:
+        if sequence.table is not None:
+            return self._needed(sequence, sequence.num_pending)
+        in_use = len(prefix.pages) - prefix.num_unused
+        return self._blocks.blocks_for(sequence.num_tokens) - in_use
+
+    def _holders(self, but: Sequence | None = None) -> list[Sequence]:
+        """Return the sequences that have pages, those that wait before those that run."""
+        forks = [s for s in self.waiting if s.table is not None and s is not but]
+        return forks + self.running
+
+    def _preempt_last(self, but: Sequence | None = None) -> Sequence:
+        victim = max(self._holders(but), key=lambda sequence: sequence.arrival)
         self._free(victim)
-        self._wait(victim)
+        if victim in self.running:
+            self.running.remove(victim)
+            self._wait(victim)
         return victim
 
     def _wait(self, sequence: Sequence) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +61,10 @@ class Sequence:
         arrival: when the scheduler was given the sequence, the least first.
         prefix: what the prefix cache had when the sequence first ran.
         drafter: guesses at what comes next; None guesses nothing.
+        num_prompt_logprobs: top log-probabilities to keep per token of the prompt; None keeps
+            nothing.
+        prompt_logprobs: those kept so far; the first token follows nothing.
+        branches: further samples of the prompt, which the engine lets begin behind it.
     """
 
     buffer: I32Array
@@ -85,6 +89,9 @@ class Sequence:
     arrival: tuple[int, int] = (0, 0)
     prefix: PrefixMatch = NO_MATCH
     drafter: Drafter | None = None
+    num_prompt_logprobs: int | None = None
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    branches: list[Sequence] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.num_tokens = self.num_prompt_tokens
@@ -102,7 +109,7 @@ class Sequence:
         priority: int = 0,
         cache_salt: str = "",
     ) -> Sequence:
-        """Return a waiting sequence.
+        """Return a waiting sequence, with as many branches as `params` asks for further samples.
 
         Args:
             prompt_ids: int32 [n].
@@ -119,7 +126,7 @@ class Sequence:
         seed = secrets.randbits(64) if params.seed is None else params.seed
         own = () if params.ignore_eos else eos_token_ids
         stop_ids = frozenset((*own, *params.stop_token_ids))
-        return cls(
+        sequence = cls(
             buffer=buffer,
             num_prompt_tokens=len(prompt_ids),
             sampler=make_sampler(
@@ -130,14 +137,40 @@ class Sequence:
                 words=words,
             ),
             stop_ids=stop_ids,
-            num_logprobs=params.logprobs,
+            num_logprobs=params.computed_logprobs,
             seed=seed,
             screening=screening(params, stop_ids=stop_ids, words=words),
             logits_processor=params.logits_processor,
             constraint=constraint,
             priority=priority,
             cache_salt=cache_salt,
+            num_prompt_logprobs=params.prompt_logprobs,
         )
+        for i in range(1, params.num_samples):
+            sequence.branches.append(sequence.fork((seed + i) % 2**64))
+        return sequence
+
+    def fork(self, seed: int) -> Sequence:
+        """Return a sequence of the same tokens that goes on by itself, drawing with another seed.
+
+        It has no pages yet; the log-probabilities of the prompt stay with this one.
+        """
+        copy = replace(
+            self,
+            buffer=self.buffer.copy(),
+            sampler=self.sampler.fork(seed),
+            seed=seed,
+            constraint=None if self.constraint is None else self.constraint.fork(),
+            num_computed=0,
+            table=None,
+            logprobs=list(self.logprobs),
+            chain=None,
+            drafter=None,
+            num_prompt_logprobs=None,
+            branches=[],
+        )
+        copy.num_tokens = self.num_tokens
+        return copy
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -168,6 +201,24 @@ class Sequence:
     def generated(self) -> I32Array:
         """Return the tokens generated so far, int32 [n]."""
         return self.buffer[self.num_prompt_tokens : self.num_tokens]
+
+    @property
+    def is_scoring(self) -> bool:
+        """Return whether log-probabilities of the prompt are still to be taken."""
+        return (
+            self.num_prompt_logprobs is not None
+            and len(self.prompt_logprobs) < self.num_prompt_tokens
+        )
+
+    def num_logit_rows(self, n: int) -> int:
+        """Return how many of the next `n` tokens want logits, which are the last ones.
+
+        That is the last of all, and those that come before a token of the prompt to be scored.
+        """
+        end = self.num_computed + n
+        if self.is_scoring:
+            return end - max(self.num_computed, len(self.prompt_logprobs) - 1)
+        return int(end == self.num_tokens)
 
     def known(self, draft: ABCSequence[int]) -> I32Array | None:
         """Return the tokens whose logits will be looked at besides the highest, int32 [n].
@@ -233,6 +284,17 @@ class Sequence:
         self.buffer[start:end] = forced
         self.num_tokens = end
         return bool(forced)
+
+    def score_prompt(self, logits: F32Array) -> F32Array:
+        """Take the prompt's next log-probabilities from float32 [R, V]; return the rows behind."""
+        row = 0
+        while self.is_scoring and row < len(logits):
+            assert self.num_prompt_logprobs is not None
+            token = int(self.buffer[len(self.prompt_logprobs)])
+            own, top = _core.log_probs(logits[row], token, self.num_prompt_logprobs)
+            self.prompt_logprobs.append(TokenLogprob(token, own, tuple(top)))
+            row += 1
+        return logits[row:]
 
     def accept(self, logits: F32Array, draft: ABCSequence[int]) -> int:
         """Extend from the rows of float32 [R, V] as long as what comes is the draft.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ryzanstein.engine.fair_lock import FairLock
+from ryzanstein.engine.result import Piece
 from ryzanstein.errors import RyzansteinError, ValidationError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.engine.engine import Engine
     from ryzanstein.engine.request import Request
-    from ryzanstein.engine.result import Piece
     from ryzanstein.engine.sequence import Sequence
 
 __all__ = ["SharedEngine"]
@@ -79,7 +79,7 @@ class SharedEngine:
         """
         with self._exclusive() as engine:
             for request in requests:
-                engine.add(request.sequence)
+                engine.add(request.sequences[0])
 
     def save_prefixes(self, path: Path) -> int:
         """As `Engine.save_prefixes`."""
@@ -107,22 +107,25 @@ class SharedEngine:
                 if not request.has_news:
                     continue
                 try:
-                    piece = request.take()
+                    news += ((index, piece) for piece in request.take())
                 except RyzansteinError as error:
                     news.append((index, error))
-                else:
-                    if piece is not None:
-                        news.append((index, piece))
             for index, outcome in news:
-                if isinstance(outcome, RyzansteinError) or outcome.finish_reason is not None:
-                    engine.release(pending.pop(index).sequence)
+                request = pending[index]
+                if isinstance(outcome, Piece) and outcome.completion is None:
+                    if outcome.finish_reason is not None:
+                        engine.release(request.sequences[outcome.index])
+                    continue
+                for sequence in request.sequences:
+                    engine.release(sequence)
+                del pending[index]
         return news
 
     def release(self, requests: Iterable[Request]) -> None:
         """Forget requests, ended or not, and free their pages, now or before the next step."""
         # The garbage collector may finalise an abandoned generator in the middle of a step of this
         # very thread: then the lock is taken, and the next step does the work.
-        self._released.extend(request.sequence for request in requests)
+        self._released.extend(s for request in requests for s in request.sequences)
         if self._lock.acquire(blocking=False):
             try:
                 self._forget_released()

@@ -25,6 +25,7 @@ LogitsProcessor: TypeAlias = Callable[
 ]
 
 _MAX_SEED = 2**64 - 1
+_MOST_SAMPLES = 1024
 # What each number may be: (minimum, maximum, whether the minimum is left out).
 _REALS = {
     "temperature": (0.0, math.inf, False),
@@ -180,6 +181,13 @@ class SamplingParams:
         logprobs: report the log-probability of each token and of this many most likely ones
             (before temperature and penalties). None reports nothing. Tokens that a schema, regex,
             choice or grammar forces have 0: nothing else could come, and the model was not asked.
+        prompt_logprobs: report the same of each token of the prompt but the first, which follows
+            nothing. The prompt is then computed whole, whatever the prefix cache holds.
+        n: texts to return, each drawn by itself. The prompt is computed once. Text i is what
+            seed + i gives alone.
+        best_of: draw so many texts and return the n likeliest, by the sum of their tokens'
+            log-probabilities, the best first.
+        echo: put the prompt in front of the text.
         max_new_tokens: another name for max_tokens.
 
     Raises:
@@ -229,6 +237,10 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    echo: bool = False
     max_new_tokens: InitVar[int | None] = None
 
     def __post_init__(self, max_new_tokens: int | None) -> None:
@@ -244,8 +256,12 @@ class SamplingParams:
             normalise("max_tokens", check_integer("max_new_tokens", max_new_tokens, 1))
         elif self.max_tokens is not None:
             normalise("max_tokens", check_integer("max_tokens", self.max_tokens, 1))
-        if self.logprobs is not None:
-            normalise("logprobs", check_integer("logprobs", self.logprobs, 0))
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(self, field) is not None:
+                normalise(field, check_integer(field, getattr(self, field), 0))
+        normalise("n", check_integer("n", self.n, 1, _MOST_SAMPLES))
+        if self.best_of is not None:
+            normalise("best_of", check_integer("best_of", self.best_of, self.n, _MOST_SAMPLES))
         if self.seed is not None:
             normalise("seed", check_integer("seed", self.seed, 0, _MAX_SEED))
         for field, (minimum, maximum, is_open) in _REALS.items():
@@ -262,6 +278,7 @@ class SamplingParams:
         normalise("logit_bias", _logit_bias(self.logit_bias))
         normalise("order", _order(self.order))
         _check_bool("ignore_eos", self.ignore_eos)
+        _check_bool("echo", self.echo)
         if self.logits_processor is not None and not callable(self.logits_processor):
             raise ValidationError(
                 f"logits_processor must be callable, got {self.logits_processor!r}"
@@ -293,6 +310,12 @@ class SamplingParams:
                         f"{field} is {getattr(self, field)!r}, but mirostat cuts in its place; "
                         "give one of them"
                     )
+        if self.num_samples > 1 and self.temperature == 0.0:
+            field = "n" if self.best_of is None else "best_of"
+            raise ValidationError(
+                f"{field} is {self.num_samples}, but temperature 0 draws one text only; "
+                "raise the temperature, or ask for one text"
+            )
         for field in _AGAINST_GREEDY if self.temperature == 0.0 else ():
             if getattr(self, field):
                 raise ValidationError(
@@ -319,6 +342,16 @@ class SamplingParams:
         if self.choice is not None:
             return StructuredOutput("choice", json.dumps(self.choice))
         return None if self.grammar is None else StructuredOutput("grammar", self.grammar)
+
+    @property
+    def num_samples(self) -> int:
+        """Return how many texts are drawn."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def computed_logprobs(self) -> int | None:
+        """Return `logprobs`, or 0 where ranking needs those of the tokens themselves."""
+        return 0 if self.logprobs is None and self.best_of is not None else self.logprobs
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def screening(
         >>> screening(SamplingParams(temperature=0.0))
         Screening(top=1, margin=0.0, seen=False, known=())
     """
-    if params.logprobs is not None or params.logits_processor is not None:
+    if params.computed_logprobs is not None or params.logits_processor is not None:
         return EVERY_LOGIT
     if params.structured_output is not None:
         return EVERY_LOGIT

@@ -53,7 +53,7 @@ def test_an_error_reaches_only_the_one_it_belongs_to() -> None:
     stream = engine.run([request(1)])
     pieces = [next(stream)]
     broken = request(2)
-    broken.sequence.buffer[3] = 70
+    broken.sequences[0].buffer[3] = 70
     with pytest.raises(DistributionError):
         list(engine.run([broken]))
     assert text([*pieces, *stream]) == expected

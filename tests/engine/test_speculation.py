@@ -169,8 +169,8 @@ def test_tokens_drawn_before_a_failure_are_read_first(model: TinyModel) -> None:
         while True:
             if not request.has_news:
                 engine.step()
-            piece = request.take()
-            read.extend(piece.token_ids if piece else ())
+            for piece in request.take():
+                read.extend(piece.token_ids)
 
     with pytest.raises(ValidationError, match="late"):
         read_all()
@@ -216,7 +216,7 @@ def test_a_text_that_repeats_itself_is_guessed(source: str) -> None:
     with LLM(threads=1) as llm:
         expected = llm.generate(REPETITIVE, params)
         request = llm._make_request(REPETITIVE, params, 0, "")
-        draft_with(request.sequence, PROPOSERS[source]())
+        draft_with(request.sequences[0], PROPOSERS[source]())
         pieces = [piece for _, piece in llm._engine.run([request])]
     completion = pieces[-1].completion
     assert completion is not None

@@ -31,11 +31,13 @@ class ChatLoop:
         system: instructions that open the conversation.
 
     Raises:
-        ValidationError: the model has no chat template.
+        ValidationError: the model has no chat template, or the params ask for more than an answer.
     """
 
     def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
         llm.require_chat_template()
+        if params.num_samples > 1 or params.echo:
+            raise ValidationError("chat prints one answer: leave out n, best_of and echo")
         self._llm = llm
         self._params = params
         self._opening = [] if system is None else [{"role": "system", "content": system}]

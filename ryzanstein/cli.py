@@ -172,7 +172,7 @@ def generate(
     Examples:
       ryzanstein generate "def fibonacci(n):"
       ryzanstein generate --stats -n 100 -t 0.8 --seed 1 "import os"
-      ryzanstein generate --set order=llama.cpp --set xtc_probability=0.5 "import os"
+      ryzanstein generate --set order=llama.cpp --set n=3 "import os"
       ryzanstein generate -m microsoft/bitnet-b1.58-2B-4T "The capital of France is"
       ryzanstein generate --choice yes --choice no "Is water wet? "
       cat module.py | ryzanstein generate --json
@@ -395,13 +395,23 @@ def _print_json(llm: LLM, text: str, params: Any) -> Completion:
     return completion
 
 
-def _print_stream(llm: LLM, text: str, params: Any) -> Completion:
+def _print_stream(llm: LLM, text: str, params: SamplingParams) -> Completion:
+    if params.num_samples > 1:
+        return _print_choices(llm, text, params)
     completion = None
     for piece in llm.stream(text, params):
         typer.echo(piece.text, nl=False)
         completion = piece.completion
     typer.echo()
     assert completion is not None
+    return completion
+
+
+def _print_choices(llm: LLM, text: str, params: SamplingParams) -> Completion:
+    completion = llm.generate(text, params)
+    for choice in completion.choices:
+        typer.echo(f"[{choice.index + 1} of {len(completion.choices)}]", err=True)
+        typer.echo(choice.text)
     return completion
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -19,11 +20,14 @@ from ryzanstein.config import (
     check_kv_dtype,
     check_lm_head,
     check_policies,
+    check_real,
     check_weights,
     plan_engine,
 )
 from ryzanstein.cpu import check_threads, default_threads, read_host
 from ryzanstein.engine.async_engine import AsyncEngine
+from ryzanstein.engine.beam_request import BeamRequest
+from ryzanstein.engine.beam_search import BeamSearch
 from ryzanstein.engine.engine import Engine
 from ryzanstein.engine.request import Request
 from ryzanstein.engine.sequence import Sequence
@@ -48,12 +52,13 @@ from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
     from collections.abc import Sequence as ABCSequence
     from types import TracebackType
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import EngineConfig, Eviction, HeadKind, KVDtype, Scheduling, WeightKind
+    from ryzanstein.engine.beam_search import EarlyStopping
     from ryzanstein.engine.result import Completion, Piece
     from ryzanstein.models import LoadedModel, SkipZeros
     from ryzanstein.speculative.drafter import MakeProposer
@@ -325,6 +330,67 @@ class LLM:
         """
         return self._stream(self._make_streamed(prompt, params, priority, cache_salt))
 
+    def beam_search(
+        self,
+        prompt: Prompt,
+        *,
+        beam_width: int = 4,
+        max_tokens: int | None = None,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        stop_token_ids: Iterable[int] = (),
+        ignore_eos: bool = False,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Completion:
+        """Return likely texts as choices, the best first, found by following several beginnings.
+
+        The texts are those of transformers' `generate(num_beams=beam_width)`. A text's score is
+        `cumulative_logprob / len(token_ids) ** length_penalty`.
+
+        Args:
+            prompt: a text or token ids.
+            beam_width: beginnings to follow, and texts to return.
+            max_tokens: tokens of a text at most; None as in SamplingParams.
+            length_penalty: above 0, longer texts score higher; 0 compares their log-probabilities.
+            early_stopping: when to stop, once beam_width texts are found. True: at once. False: as
+                soon as the best beam, ending now, would not score higher than all of them. "never":
+                not before no longer text could.
+            stop_token_ids: tokens that end a text, besides the model's own end tokens.
+            ignore_eos: go on past the model's own end tokens.
+            priority: as in `generate`.
+            cache_salt: as in `generate`.
+
+        Raises:
+            As `generate`.
+
+        Example:
+            >>> [choice.text for choice in llm.beam_search("Hello", beam_width=2).choices]
+            [' world', ', world']
+        """
+        check_integer("beam_width", beam_width, 1)
+        check_real("length_penalty", length_penalty, -math.inf)
+        if not isinstance(early_stopping, bool) and early_stopping != "never":
+            raise ValidationError(
+                f"early_stopping must be True, False or 'never', got {early_stopping!r}"
+            )
+        params = SamplingParams(
+            max_tokens=max_tokens, stop_token_ids=stop_token_ids, ignore_eos=ignore_eos, logprobs=0
+        )
+        sequence = self._make_sequence(self._encode(prompt), params, priority, cache_salt)
+        search = BeamSearch(
+            beam_width,
+            sequence.capacity - sequence.num_prompt_tokens,
+            length_penalty,
+            early_stopping,
+            sequence.stop_ids,
+        )
+        request = BeamRequest(sequence, search, self.tokenizer)
+        with closing(self._engine.run([request])) as pieces:
+            (completion,) = [piece.completion for _, piece in pieces]
+        assert completion is not None
+        return completion
+
     def save_prefixes(self, path: str | os.PathLike[str]) -> int:
         """Write the pages of the prefix cache to a file; return how many.
 
@@ -486,31 +552,41 @@ class LLM:
     ) -> Request:
         ids = self._encode(prompt)
         params = self._one_params(params)
+        sequence = self._make_sequence(ids, params, priority, cache_salt)
+        return Request(sequence, params, self.tokenizer, self._echo(prompt, ids, params))
+
+    def _make_sequence(
+        self, ids: I32Array, params: SamplingParams, priority: int, cache_salt: str
+    ) -> Sequence:
         self._check_params(params)
         check_integer("priority", priority, -_MOST_PRIORITY, _MOST_PRIORITY)
-        room = self.context_length - len(ids)
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, but the context of {self.context_length} must "
-                "also hold what is generated; shorten the prompt or raise context_length"
-            )
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise ContextLengthError(
-                f"{len(ids)} prompt tokens and max_tokens={params.max_tokens} exceed the context "
-                f"of {self.context_length}; ask for at most {room}, or raise context_length"
-            )
+        max_tokens = self._max_tokens(ids, params.max_tokens)
         output = params.structured_output
-        sequence = Sequence.create(
+        return Sequence.create(
             ids,
             params,
-            max_tokens=params.max_tokens or min(self.defaults.max_tokens, room),
+            max_tokens=max_tokens,
             eos_token_ids=self.tokenizer.eos_token_ids,
             words=find_words(params, self.tokenizer),
             constraint=None if output is None else self._constraints.compile(output),
             priority=priority,
             cache_salt=cache_salt,
         )
-        return Request(sequence, params, self.tokenizer, self._echo(prompt, ids, params))
+
+    def _max_tokens(self, ids: I32Array, wanted: int | None) -> int:
+        """Return how many tokens may follow a prompt, of those asked for."""
+        room = self.context_length - len(ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, but the context of {self.context_length} must "
+                "also hold what is generated; shorten the prompt or raise context_length"
+            )
+        if wanted is not None and wanted > room:
+            raise ContextLengthError(
+                f"{len(ids)} prompt tokens and max_tokens={wanted} exceed the context "
+                f"of {self.context_length}; ask for at most {room}, or raise context_length"
+            )
+        return wanted or min(self.defaults.max_tokens, room)
 
     def _echo(self, prompt: Prompt, ids: I32Array, params: SamplingParams) -> str:
         if not params.echo:

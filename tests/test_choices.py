@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ryzanstein import LLM, SamplingParams, ValidationError
+from ryzanstein import LLM, ContextLengthError, SamplingParams, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,3 +210,57 @@ def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
 def test_log_probabilities_beyond_the_vocabulary(llm: LLM) -> None:
     with pytest.raises(ValidationError, match="prompt_logprobs must be in"):
         llm.generate(PROMPT, SamplingParams(prompt_logprobs=llm.config.vocab_size + 1))
+
+
+def test_beam_search_finds_likelier_texts_than_greedy_decoding(llm: LLM) -> None:
+    greedy = llm.generate(PROMPT, SamplingParams(max_tokens=12, temperature=0, logprobs=0))
+    out = llm.beam_search(PROMPT, beam_width=4, max_tokens=12, length_penalty=0.0)
+    assert len(out.choices) == 4
+    sums = [choice.cumulative_logprob or 0.0 for choice in out.choices]
+    assert sums == sorted(sums, reverse=True)
+    assert sums[0] >= (greedy.cumulative_logprob or 0.0)
+    assert len({choice.text for choice in out.choices}) > 1
+    for choice in out.choices:
+        prompt = list(out.prompt_token_ids)
+        scores = llm.score([*prompt, *choice.token_ids])[len(prompt) - 1 :]
+        assert choice.cumulative_logprob == pytest.approx(scores.sum(), abs=1e-4)
+    assert (out.usage.prompt_tokens, out.logprobs) == (len(out.prompt_token_ids), None)
+    assert out.timings.total_s >= out.timings.time_to_first_token_s > 0
+
+
+def test_one_beam_is_greedy_decoding(llm: LLM) -> None:
+    greedy = llm.generate(PROMPT, SamplingParams(max_tokens=12, temperature=0))
+    out = llm.beam_search(PROMPT, beam_width=1, max_tokens=12)
+    assert (out.text, out.token_ids) == (greedy.text, greedy.token_ids)
+    assert out.finish_reason == greedy.finish_reason
+
+
+def test_beams_end_at_end_tokens(llm: LLM) -> None:
+    free = llm.beam_search(PROMPT, beam_width=2, max_tokens=8, ignore_eos=True)
+    assert {choice.finish_reason for choice in free.choices} == {"length"}
+    stop = free.token_ids[3]
+    out = llm.beam_search(PROMPT, beam_width=2, max_tokens=8, stop_token_ids=[stop])
+    ended = [choice for choice in out.choices if choice.finish_reason == "stop"]
+    assert ended
+    for choice in ended:
+        assert choice.token_ids[-1] == stop
+        assert choice.text == llm.tokenizer.decode(choice.token_ids[:-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam_width": 0}, "beam_width must be an integer >= 1, got 0"),
+        ({"length_penalty": float("nan")}, "length_penalty must be a number"),
+        ({"early_stopping": "often"}, "early_stopping must be True, False or 'never', got 'often'"),
+        ({"max_tokens": 0}, "max_tokens must be an integer >= 1, got 0"),
+    ],
+)
+def test_what_beam_search_cannot_do(llm: LLM, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        llm.beam_search(PROMPT, **options)
+
+
+def test_beams_fit_in_the_context(llm: LLM) -> None:
+    with pytest.raises(ContextLengthError, match="exceed the context"):
+        llm.beam_search(PROMPT, max_tokens=llm.context_length)

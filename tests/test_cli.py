@@ -467,6 +467,26 @@ def test_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     assert listing["orders"]["llama.cpp"][-1] == "temperature"
 
 
+def test_several_texts_are_printed_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", "-n", "6", "--seed", "1", "-t", "1", PROMPT]
+    assert main([*arguments, "--set", "n=2"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "[1 of 2]\n[2 of 2]\n"
+    assert main([*arguments, "--set", "best_of=2", "--stats"]) == 0
+    assert "12 tokens" in capsys.readouterr().err
+    assert main([*arguments, "--set", "n=2", "--json"]) == 0
+    completion = json.loads(capsys.readouterr().out)
+    assert shown.out == completion["text"] + "\n" + completion["others"][0]["text"] + "\n"
+
+
+@pytest.mark.parametrize("setting", ["n=2", "best_of=2", "echo=true"])
+def test_chat_prints_one_answer(
+    setting: str, chatty: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "-m", chatty, "-t", "1", "--set", setting]) == 2
+    assert "chat prints one answer" in capsys.readouterr().err
+
+
 def test_any_sampling_parameter_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["generate", "-n", "3", "-t", "0", "def f("]
     assert main([*arguments, "--set", 'bad_words=["a", "b"]', "--set", "order=llama.cpp"]) == 0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import EngineConfig
+    from ryzanstein.engine.beam_request import BeamRequest
     from ryzanstein.engine.sequence import Sequence
     from ryzanstein.speculative.drafter import MakeProposer
 
@@ -87,7 +88,7 @@ class Engine:
         """Give a sequence what it shares pages and guesses with."""
         namespace = self.fingerprint + sequence.cache_salt.encode()
         sequence.chain = PageChain(sequence.buffer, _core.PAGE_TOKENS, namespace)
-        if self._make_proposer is not None:
+        if self._make_proposer is not None and sequence.beams is None:
             proposer = self._make_proposer(sequence.capacity)
             sequence.drafter = Drafter(proposer, DraftLength(self.step_times))
 
@@ -100,6 +101,9 @@ class Engine:
         tokens of its last page may have to be computed again.
         """
         self.scheduler.retire()
+        for beams in {sequence.beams: None for sequence in self.scheduler.held}:
+            assert beams is not None
+            self._next_round(beams)
         if not self.scheduler.has_work:
             return
         try:
@@ -216,7 +220,7 @@ class Engine:
         """Draw tokens from a chunk's logits, and keep what of it proves to be the sequence's."""
         num_guessed = len(chunk.draft)
         num_computed = chunk.start + len(chunk.token_ids) - num_guessed
-        logits = sequence.score_prompt(logits)
+        logits = self._score_prompt(sequence, logits)
         if len(logits):
             self._begin_branches(sequence, num_computed, logits[:1])
         accepted = self._draw(sequence, logits, chunk.draft)
@@ -235,17 +239,44 @@ class Engine:
             sequence.error = error
             return 0
 
+    def _score_prompt(self, sequence: Sequence, logits: F32Array) -> F32Array:
+        try:
+            return sequence.score_prompt(logits)
+        except DistributionError as error:
+            sequence.error = error
+            return logits[:0]
+
     def _begin_branches(self, sequence: Sequence, num_computed: int, logits: F32Array) -> None:
         """Let a sequence's branches go on from its pages, each with a first token of its own."""
         while sequence.branches:
             branch = sequence.branches[0]
-            self.scheduler.release(branch)  # what an interrupt left half done
-            assert sequence.table is not None
-            branch.table = self.blocks.fork(sequence.table)
-            self.blocks.truncate(branch.table, num_computed)
-            branch.num_computed = num_computed
+            self._share_pages(branch, sequence, num_computed)
             if not len(branch.generated):
                 self._draw(branch, logits)
-            self._equip(branch)
             self.scheduler.add_fork(branch, sequence)
             del sequence.branches[0]
+
+    def _next_round(self, beams: BeamRequest) -> None:
+        """Take a beam search to its next round, if it is ready.
+
+        An interrupt may come anywhere: what was not done is done when this is called again.
+        """
+        if beams.is_ready:
+            beams.advance()
+        for fork, origin in beams.forks:
+            if not self.scheduler.knows(fork):
+                self._share_pages(fork, origin, origin.num_computed)
+                self.scheduler.add_fork(fork, origin)
+        followed = [fork for fork, _ in beams.forks]
+        for sequence in [s for s in self.scheduler.held if s.beams is beams]:
+            if sequence not in followed:
+                self.release(sequence)
+
+    def _share_pages(self, fork: Sequence, origin: Sequence, num_tokens: int) -> None:
+        """Let a sequence begin with the pages of another's first `num_tokens` tokens."""
+        self.release(fork)  # what an interrupt left half done
+        if origin.table is not None:
+            fork.table = self.blocks.fork(origin.table)
+            self.blocks.truncate(fork.table, num_tokens)
+            fork.num_computed = num_tokens
+        self._equip(fork)

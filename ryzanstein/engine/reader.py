@@ -20,7 +20,8 @@ __all__ = ["Reader"]
 class Reader:
     """Follows one sequence and turns its new tokens into pieces of text.
 
-    `first_token` and `last_token` are when they were read, by `time.perf_counter`.
+    `first_token` and `last_token` are when they were read, by `time.perf_counter`; `is_read` says
+    whether `take` has returned the last piece.
 
     Args:
         sequence: what the engine works on.
@@ -50,7 +51,7 @@ class Reader:
         self._num_yielded = 0
         self._echo = echo
         self._texts: list[str] = []
-        self._is_read = False
+        self.is_read = False
         self.first_token: float | None = None
         self.last_token: float | None = None
 
@@ -62,14 +63,9 @@ class Reader:
         )
 
     @property
-    def is_read(self) -> bool:
-        """Return whether `take` has returned the last piece."""
-        return self._is_read
-
-    @property
     def has_news(self) -> bool:
         """Return whether `take` has something to look at."""
-        if self._is_read:
+        if self.is_read:
             return False
         return self.sequence.is_finished or self._num_seen < len(self.sequence.generated)
 
@@ -94,7 +90,7 @@ class Reader:
         self._texts.append(text)
         token_ids = tuple(self.sequence.generated[self._num_yielded : self._num_seen].tolist())
         self._num_yielded = self._num_seen
-        self._is_read = self.done
+        self.is_read = self.done
         reason = self.sequence.finish_reason if self.done else None
         return Piece(text, token_ids, reason, index=self._index)
 

@@ -11,11 +11,13 @@ from ryzanstein.engine.reader import Reader
 from ryzanstein.engine.result import Choice, Completion, Piece, Timings, Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as ABCSequence
+
     from ryzanstein.engine.sequence import Sequence
     from ryzanstein.sampling import SamplingParams
     from ryzanstein.tokenizer import Tokenizer
 
-__all__ = ["Request"]
+__all__ = ["Request", "make_completion"]
 
 
 class Request:
@@ -63,22 +65,8 @@ class Request:
         return pieces
 
     def _complete(self) -> Completion:
-        first, *others = self._ranked([reader.choice() for reader in self._readers])
-        prompt = self.sequences[0]
-        scores = None if prompt.num_prompt_logprobs is None else tuple(prompt.prompt_logprobs)
-        return Completion(
-            **{field.name: getattr(first, field.name) for field in fields(first)},
-            usage=Usage(
-                prompt.num_prompt_tokens,
-                self._num_generated,
-                len(prompt.prefix.pages) * PAGE_TOKENS,
-                prompt.prefix.reason,
-            ),
-            timings=self._timings(),
-            prompt_token_ids=tuple(prompt.buffer[: prompt.num_prompt_tokens].tolist()),
-            prompt_logprobs=scores,
-            others=tuple(others),
-        )
+        choices = self._ranked([reader.choice() for reader in self._readers])
+        return make_completion(choices, self.sequences[0], self._num_generated, self._timings())
 
     def _ranked(self, choices: list[Choice]) -> list[Choice]:
         """Return the choices to keep, the likeliest first if `best_of` was asked for."""
@@ -107,3 +95,31 @@ class Request:
             drafted_tokens=sum(drafter.num_drafted for drafter in drafters),
             accepted_tokens=sum(drafter.num_accepted for drafter in drafters),
         )
+
+
+def make_completion(
+    choices: ABCSequence[Choice], prompt: Sequence, num_generated: int, timings: Timings
+) -> Completion:
+    """Return what a request comes to: its choices, and what they have in common.
+
+    Args:
+        choices: at least one, the first first.
+        prompt: the sequence that computed the prompt.
+        num_generated: tokens, over all choices.
+        timings: of the request.
+    """
+    first, *others = choices
+    scores = None if prompt.num_prompt_logprobs is None else tuple(prompt.prompt_logprobs)
+    return Completion(
+        **{field.name: getattr(first, field.name) for field in fields(first)},
+        usage=Usage(
+            prompt.num_prompt_tokens,
+            num_generated,
+            len(prompt.prefix.pages) * PAGE_TOKENS,
+            prompt.prefix.reason,
+        ),
+        timings=timings,
+        prompt_token_ids=tuple(prompt.buffer[: prompt.num_prompt_tokens].tolist()),
+        prompt_logprobs=scores,
+        others=tuple(others),
+    )

@@ -44,12 +44,11 @@ class Usage:
 
     Args:
         prompt_tokens: those of the prompt, once, however many choices there are.
-        completion_tokens: those generated, over all choices, and over those that best_of or a beam
-            search left out.
+        completion_tokens: those generated, over all choices and those that best_of left out.
         cached_tokens: those of the prompt whose keys and values were in the prefix cache.
         cache_miss: why it were not more: "short" (less than a page was left: nothing more could be
             found), "new" (nothing like the rest was there), "diverged" (the cache goes on otherwise
-            from there), "evicted" (it was there once) or "off".
+            from there), "evicted" (it was there once) or "off" (also for a prompt with logprobs).
     """
 
     prompt_tokens: int
@@ -70,7 +69,8 @@ class Timings:
     Args:
         time_to_first_token_s: from the request to its first token, waiting included.
         prefill_tokens_per_s: prompt tokens over the time from admission to the first token.
-        decode_tokens_per_s: tokens after the first over the time they took; None if there are none.
+        decode_tokens_per_s: tokens after the first (of each choice, or for a beam search of the
+            longest) over the time they took; None if there are none.
         total_s: from the request to its last token.
         drafted_tokens: guesses that speculative decoding had checked.
         accepted_tokens: those that were right: each saved a step.

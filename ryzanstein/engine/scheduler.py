@@ -45,6 +45,7 @@ _WATERMARK = 0.01
 class Scheduler:
     """Ranks sequences, over a pool of pages and a token budget.
 
+    `held` sequences have nothing to compute for now; they keep their pages while there is room.
     `prefill_tokens` limits the prompts' share of a step; it may be changed between steps.
     `drafting_seconds` is what making guesses took in the last one.
     """
@@ -62,6 +63,7 @@ class Scheduler:
         self.drafting_seconds = 0.0
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.held: list[Sequence] = []
 
     @property
     def has_work(self) -> bool:
@@ -91,12 +93,18 @@ class Scheduler:
         self._wait(sequence)
 
     def add_fork(self, fork: Sequence, origin: Sequence) -> None:
-        """Queue a sequence that has its first pages, ranked as the one it is a fork of."""
+        """Let a sequence go on from the pages it has, ranked as the one it is a fork of."""
         fork.arrival = origin.arrival
         if fork.is_finished:
             self._free(fork)
+        elif fork.table is not None and len(self.running) < self._max_sequences:
+            self.running.append(fork)
         else:
             self._wait(fork)
+
+    def knows(self, sequence: Sequence) -> bool:
+        """Return whether a sequence runs, waits or is held."""
+        return any(sequence in queue for queue in (self.running, self.waiting, self.held))
 
     def schedule(self) -> list[tuple[Sequence, Chunk]]:
         """Reserve pages for the next step and return what it computes, decodes first."""
@@ -115,9 +123,12 @@ class Scheduler:
         ]
 
     def retire(self) -> None:
-        """Let finished sequences go and free their pages."""
+        """Let finished sequences go and free their pages, and set those aside that are held."""
         for sequence in [s for s in self.running if s.is_finished]:
             self.release(sequence)
+        for sequence in [s for s in self.running if s.is_held]:
+            self.held.append(sequence)
+            self.running.remove(sequence)
 
     def make_room(self, num_blocks: int) -> None:
         """Preempt until so many pages are free, or nothing runs."""
@@ -126,10 +137,9 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its pages."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        for queue in (self.running, self.waiting, self.held):
+            if sequence in queue:
+                queue.remove(sequence)
         self._free(sequence)
 
     def rollback(self) -> None:
@@ -259,9 +269,9 @@ class Scheduler:
         return self._blocks.blocks_for(sequence.num_tokens) - in_use
 
     def _holders(self, but: Sequence | None = None) -> list[Sequence]:
-        """Return the sequences that have pages, those that wait before those that run."""
-        forks = [s for s in self.waiting if s.table is not None and s is not but]
-        return forks + self.running
+        """Return the sequences that have pages, those that do not run first."""
+        idle = [s for s in (*self.held, *self.waiting) if s.table is not None and s is not but]
+        return idle + self.running
 
     def _preempt_last(self, but: Sequence | None = None) -> Sequence:
         victim = max(self._holders(but), key=lambda sequence: sequence.arrival)

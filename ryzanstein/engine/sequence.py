@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as ABCSequence
 
     from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.engine.beam_request import BeamRequest
+    from ryzanstein.engine.beam_search import Candidates
     from ryzanstein.engine.block_manager import BlockTable
     from ryzanstein.engine.prefix_cache import PageChain, PrefixMatch
     from ryzanstein.engine.result import FinishReason
@@ -65,6 +67,8 @@ class Sequence:
             nothing.
         prompt_logprobs: those kept so far; the first token follows nothing.
         branches: further samples of the prompt, which the engine lets begin behind it.
+        beams: the beam search that this sequence is a beam of; it draws nothing then.
+        candidates: what the search has to know of the next token, as soon as it is computed.
     """
 
     buffer: I32Array
@@ -92,6 +96,8 @@ class Sequence:
     num_prompt_logprobs: int | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     branches: list[Sequence] = field(default_factory=list)
+    beams: BeamRequest | None = None
+    candidates: Candidates | None = None
 
     def __post_init__(self) -> None:
         self.num_tokens = self.num_prompt_tokens
@@ -168,6 +174,7 @@ class Sequence:
             drafter=None,
             num_prompt_logprobs=None,
             branches=[],
+            candidates=None,
         )
         copy.num_tokens = self.num_tokens
         return copy
@@ -186,6 +193,11 @@ class Sequence:
     def is_finished(self) -> bool:
         """Return whether no further token will come."""
         return self.error is not None or self.finish_reason is not None
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether nothing is left to compute until a beam search goes on."""
+        return self.candidates is not None
 
     @property
     def num_pending(self) -> int:
@@ -236,6 +248,11 @@ class Sequence:
         if self.admitted_at is None:
             self.prefix = prefix
             self.admitted_at = time.perf_counter()
+
+    def append(self, token: int) -> None:
+        """Append a token that was chosen elsewhere."""
+        self.buffer[self.num_tokens] = token
+        self.num_tokens += 1
 
     def extend(self, logits: F32Array) -> None:
         """Append the next token, drawn from float32 [V] logits, and those that must follow it.
@@ -308,6 +325,10 @@ class Sequence:
         Raises:
             As `extend`; the tokens that came before stay.
         """
+        if self.beams is not None:
+            if len(logits):
+                self.candidates = self.beams.candidates(logits[-1])
+            return 0
         accepted = 0
         while accepted < len(logits) and not self.is_finished:
             start = self.num_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ryzanstein.engine.fair_lock import FairLock
 from ryzanstein.engine.result import Piece
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
     from ryzanstein import _core
     from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.engine.beam_request import BeamRequest
     from ryzanstein.engine.engine import Engine
     from ryzanstein.engine.request import Request
-    from ryzanstein.engine.sequence import Sequence
 
 __all__ = ["SharedEngine"]
+
+_AnyRequest = TypeVar("_AnyRequest", bound="Request | BeamRequest")
 
 
 class SharedEngine:
@@ -30,7 +32,7 @@ class SharedEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
         self._lock = FairLock()
-        self._released: deque[Sequence] = deque()
+        self._released: deque[Request | BeamRequest] = deque()
 
     @property
     def context_length(self) -> int:
@@ -51,7 +53,9 @@ class SharedEngine:
         """Let go of weights and cache."""
         self._engine = None
 
-    def run(self, requests: ABCSequence[Request]) -> Generator[tuple[int, Piece], None, None]:
+    def run(
+        self, requests: ABCSequence[Request | BeamRequest]
+    ) -> Generator[tuple[int, Piece], None, None]:
         """Yield (index of the request, its next piece) until all are done.
 
         However the generator ends, the sequences of these requests are freed.
@@ -71,7 +75,7 @@ class SharedEngine:
         finally:
             self.release(requests)
 
-    def add(self, requests: Iterable[Request]) -> None:
+    def add(self, requests: Iterable[Request | BeamRequest]) -> None:
         """Queue requests, which have to be advanced until they end, or released.
 
         Raises:
@@ -96,7 +100,7 @@ class SharedEngine:
         with self._exclusive() as engine:
             yield from engine.logits(token_ids)
 
-    def advance(self, pending: dict[int, Request]) -> list[tuple[int, Piece | RyzansteinError]]:
+    def advance(self, pending: dict[int, _AnyRequest]) -> list[tuple[int, Piece | RyzansteinError]]:
         """Return what is new of these requests, after a step if nothing is; take out what ended."""
         with self._exclusive() as engine:
             # Another thread's step may have moved these requests already.
@@ -121,11 +125,11 @@ class SharedEngine:
                 del pending[index]
         return news
 
-    def release(self, requests: Iterable[Request]) -> None:
+    def release(self, requests: Iterable[Request | BeamRequest]) -> None:
         """Forget requests, ended or not, and free their pages, now or before the next step."""
         # The garbage collector may finalise an abandoned generator in the middle of a step of this
         # very thread: then the lock is taken, and the next step does the work.
-        self._released.extend(s for request in requests for s in request.sequences)
+        self._released.extend(requests)
         if self._lock.acquire(blocking=False):
             try:
                 self._forget_released()
@@ -141,9 +145,10 @@ class SharedEngine:
 
     def _forget_released(self) -> None:
         while self._released:
-            sequence = self._released.popleft()
+            request = self._released.popleft()
             if self._engine is not None:
-                self._engine.release(sequence)
+                for sequence in request.sequences:
+                    self._engine.release(sequence)
 
     def _live(self) -> Engine:
         if self._engine is None:

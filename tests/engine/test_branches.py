@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import (
     Guesses,
+    byte_level,
     draft_with,
     finish,
     make_sequence,
@@ -19,10 +20,14 @@ from support import (
     tiny_engine,
 )
 
-from ryzanstein import DistributionError, ValidationError
+from ryzanstein import DistributionError, SamplingParams, ValidationError
+from ryzanstein.engine.request import Request
+from ryzanstein.engine.shared import SharedEngine
+from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I32Array
+    from ryzanstein.config import KVDtype
     from ryzanstein.engine.engine import Engine
     from ryzanstein.engine.sequence import Sequence
 
@@ -45,10 +50,11 @@ def run(engine: Engine, sequences: list[Sequence]) -> list[tuple[list[int], Any]
     return [(s.generated.tolist(), s.logprobs) for s in sequences]
 
 
-def alone(prompt: I32Array, count: int, seed: int, **options: Any) -> tuple[list[int], Any]:
-    (result,) = run(
-        tiny_engine(MODEL, prefix_cache=False), family(prompt, count, seed=seed, **options)
-    )
+def alone(
+    prompt: I32Array, count: int, seed: int, kv_dtype: KVDtype = "f16", **options: Any
+) -> tuple[list[int], Any]:
+    engine = tiny_engine(MODEL, prefix_cache=False, kv_dtype=kv_dtype)
+    (result,) = run(engine, family(prompt, count, seed=seed, **options))
     return result
 
 
@@ -134,6 +140,7 @@ def test_pages_that_forks_hold_go_to_who_ranks_higher() -> None:
             "max_sequences": st.integers(1, 8),
             "token_budget": st.integers(8, 120),
             "prefix_cache": st.booleans(),
+            "kv_dtype": st.sampled_from(["f16", "f32", "int8"]),
             "scheduling": st.sampled_from(["fcfs", "priority", "prefix"]),
         }
     ),
@@ -148,7 +155,8 @@ def test_nothing_else_shows(
 ) -> None:
     """Chunks, neighbours, guesses, cached prefixes and preemption change no token."""
     prompt = PROMPT[:length] if length <= len(PROMPT) else random_tokens(5, length)
-    expected = [alone(prompt, count, seed, **SAMPLED) for seed in range(n)]
+    kv_dtype = engine_options["kv_dtype"]
+    expected = [alone(prompt, count, seed, kv_dtype, **SAMPLED) for seed in range(n)]
     sequences = family(prompt, count, n=n, seed=0, **SAMPLED)
     others = [make_sequence(PROMPT[: 20 + i], 30, seed=i, **SAMPLED) for i in range(3)]
     engine = tiny_engine(MODEL, context_length=256, **engine_options)
@@ -221,6 +229,26 @@ def test_a_branch_without_a_distribution_leaves_the_others_alone() -> None:
     for sequence in sequences:
         if sequence.error is None:
             assert sequence.generated.tolist() == alone(PROMPT, 5, sequence.seed, **SAMPLED)[0]
+
+
+def test_an_error_of_one_choice_ends_the_others() -> None:
+    calls = itertools.count()
+
+    def fail_third(tokens: I32Array, logits: F32Array) -> None:
+        if next(calls) == 2:
+            logits[:] = np.nan
+
+    engine = tiny_engine(MODEL)
+    params: dict[str, Any] = {"temperature": 1.0, "n": 3, "logits_processor": fail_third}
+    sequence = make_sequence(PROMPT % 70, 50, **params)
+    request = Request(sequence, SamplingParams(**params), Tokenizer(byte_level()))
+    shared, pending = SharedEngine(engine), {0: request}
+    shared.add([request])
+    while pending:
+        news = shared.advance(pending)
+    assert isinstance(news[-1][1], DistributionError)
+    assert not engine.scheduler.has_work
+    assert engine.blocks.num_free == engine.blocks.num_blocks
 
 
 def test_a_request_released_before_it_branches_leaves_nothing() -> None:

@@ -213,3 +213,8 @@ def _uniform_decoder(hidden: int, vocab: int, isa: str) -> _core.Decoder:
     )
     embedding = np.ones((vocab, hidden), np.float32)
     return _core.Decoder(config, [layer], embedding, ones, head_kind="exact", isa=isa)
+
+
+def test_ranking_looks_at_every_logit() -> None:
+    assert screening(SamplingParams(top_k=5, best_of=2)) == EVERY_LOGIT
+    assert screening(SamplingParams(top_k=5, n=2)) != EVERY_LOGIT

@@ -32,10 +32,12 @@ __all__ = [
     "linear_shapes",
     "matrix_shapes",
     "require_finite",
+    "slabs",
 ]
 
 FLOATS = ("F32", "F16", "BF16")
 _READABLE = tuple(TYPES)  # whatever a view shows as floats
+_SLAB_WEIGHTS = 1 << 20  # worked on at a time: 4 MB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,14 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
             f"{config.architecture} with this config.json; without it the model would compute "
             "something else. Check architectures, num_hidden_layers and quantization_config"
         )
+
+
+def slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of rows [begin, end) in which a tensor is worked on."""
+    columns = math.prod(shape[1:])
+    rows = max(1, _SLAB_WEIGHTS // max(1, columns))
+    for begin in range(0, shape[0], rows):
+        yield begin, min(begin + rows, shape[0])
 
 
 def require_finite(checkpoint: WeightSource, name: str, values: NDArray[Any]) -> None:

@@ -616,6 +616,9 @@ def test_bitnet_in_blocks_of_more_bits_is_still_ternary(to: str, tmp_path: Path)
             assert np.array_equal(found, wanted), name
             scales, stored = (np.concatenate([part[2] for part in one]) for one in parts)
             assert np.allclose(scales, stored, rtol=2**-9, atol=0), name
+        with LLM(path, threads=1) as llm, LLM(expected, threads=1) as packed:
+            one, other = (model.logits([256, 72, 101]) for model in (llm, packed))
+        assert np.std(one - other) < (0.05 * np.std(other))
 
 
 def test_memory_of_quantised_files_is_bounded(tmp_path: Path) -> None:

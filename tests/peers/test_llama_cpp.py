@@ -40,7 +40,7 @@ _REAL: dict[str, Config] = {
 # Longer than Gemma's window, as long as Mistral's, in which GGUF says nothing of it.
 _PROMPTS = {"mistral": np.arange(1, 13)}
 _PROMPT = np.arange(1, 41)
-_ROUNDED_ACTIVATIONS = 0.03
+_ROUNDED_ACTIVATIONS = 0.05
 _FAMILIES = ["llama_dense", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
 
 

@@ -55,7 +55,7 @@ class LmHead {
 
   // Throws ValidationError for a soft cap (0 for none) of any but a dense or grouped head: the
   // bounds of the coded ones are of logits as the weights give them; and for an exact head of
-  // weights in groups, which are read whole in the time that bounds of them would take.
+  // weights in groups, whose bounds would take more memory than they do.
   LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels);
 
   // Codes the weights, unless the head is dense. Throws OutOfMemoryError.

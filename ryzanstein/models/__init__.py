@@ -280,7 +280,7 @@ class _Build:
         if head_kind == "exact" and isinstance(
             embedding if lm_head is None else lm_head, GroupedMatrix
         ):
-            head_kind = "dense"  # reading all of the file's codes takes no more than narrowing down
+            head_kind = "dense"  # codes to narrow down with would be larger than these
         is_coded = head_kind != "dense"
         decoder = Decoder(
             _decoder_config(config, self.family, checkpoint.info(self.family.embedding).dtype),

@@ -121,3 +121,14 @@ def test_ternary_linears_beside_quantised_ones_are_groups(tmp_path: Path) -> Non
     assert read_config(open_files(path)).quantization is None
     found, expected = logits(path), logits(write(tmp_path / "floats.gguf", as_floats(mixed)))
     assert np.std(found - expected) < ACTIVATIONS * np.std(expected)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q6_K", "TQ2_0"])
+def test_logits_do_not_depend_on_threads_or_chunks(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", quantised({}, kind))
+    whole = logits(path)
+    for threads, size in ((1, 1), (3, 7)):
+        sequence = Sequence(load_model(open_files(path), threads=threads, isa=None), 40)
+        chunks = [np.arange(i, min(i + size, 40)) for i in range(0, 40, size)]
+        found = np.concatenate([sequence.extend(chunk)[1] for chunk in chunks])
+        assert found.tobytes() == whole.tobytes()

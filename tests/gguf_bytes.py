@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ryzanstein.loaders.gguf_types import TYPES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-__all__ = ["NUMBERS", "GgufBytes", "RawTensor", "quantize_ternary"]
+__all__ = ["BLOCKS", "NUMBERS", "GgufBytes", "RawTensor", "quantize_ternary", "random_tensor"]
 
 # The numbers of the types that these tests write.
 NUMBERS = {
@@ -34,6 +36,21 @@ NUMBERS = {
     "IQ1_BN": 134,
     "IQ2_BN": 135,
     "PQ2_0": 142,
+}
+
+# Of a block: the offsets of its float16 numbers, and values with which random codes give weights of
+# mean zero and magnitude near 1 / 16, one over the root of the columns.
+BLOCKS: dict[str, dict[int, float]] = {
+    "Q4_0": {0: 0.0135},
+    "Q4_1": {0: 0.0135, 2: -7.5 * 0.0135},
+    "Q5_0": {0: 0.0068},
+    "Q8_0": {0: 0.00085},
+    "Q4_K": {0: 0.0003, 2: 7.5 * 0.0003},
+    "Q5_K": {0: 0.00015, 2: 15.5 * 0.00015},
+    "Q6_K": {208: 0.000046},
+    "Q2_0": {0: 0.05},
+    "PQ2_0": {0: 0.05},
+    "TQ2_0": {64: 0.05},
 }
 
 
@@ -135,3 +152,16 @@ def _base3(digits: NDArray[Any]) -> bytes:
     """Bytes of TQ1_0: the first of `digits` [5 or 4, m] is the most significant."""
     weights = np.array([81, 27, 9, 3, 1])[: len(digits), None]
     return bytes([-(-256 * int(value) // 243) for value in (digits * weights).sum(0)])
+
+
+def random_tensor(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> RawTensor:
+    """Return random codes, and scales of either sign that vary by a third."""
+    size = TYPES[kind].nbytes(shape)
+    assert size is not None
+    data = rng.integers(0, 256, size, dtype=np.uint8)
+    blocks = data.reshape(-1, TYPES[kind].block_bytes)
+    factors = rng.uniform(0.8, 1.2, len(blocks)) * rng.choice([-1, 1], len(blocks))
+    for offset, value in BLOCKS[kind].items():
+        halves = (factors * value).astype("<f2")
+        blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
+    return RawTensor(NUMBERS[kind], shape, data.tobytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import native
 import numpy as np
@@ -180,6 +180,48 @@ def test_a_head_that_is_not_finite_is_refused() -> None:
     table[3, 5] = np.nan
     with pytest.raises(QuantizationError, match="row 3 holds a NaN or an infinity"):
         native.decoder(embedding=table, head_kind="int4", threads=2)
+
+
+def in_groups(packed: int = native.VOCAB) -> _core.GroupedMatrix:
+    """Return rows for tokens as codes of 4 bits, some of them packed."""
+    matrix = _core.GroupedMatrix(native.VOCAB, native.HIDDEN, 4)
+    matrix.pack_float(0, native.embedding()[:packed])
+    return matrix
+
+
+def steps(table: Any, isa: str, threads: int = 1, **options: Any) -> tuple[F32Array, F32Array]:
+    """Return hidden states and logits of a decoder whose embedding and head are one."""
+    config = native.config(embedding_scale=3.3, **options.pop("config", {}))
+    decoder = native.decoder(
+        config=config, embedding=table, isa=isa, threads=threads, small_step=0, **options
+    )
+    hidden = np.empty((2, 8, native.HIDDEN), np.float32)
+    logits = native.batch().run(decoder, native.cache(), hidden_states=hidden)
+    return hidden, logits
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_vocabulary_in_groups(threads: int, isa: str) -> None:
+    """Codes are looked up as their values are, to the bit, and multiply as these do."""
+    capped = {"final_softcap": 3.0}
+    hidden, logits = steps(in_groups(), isa, threads, config=capped)
+    expected = steps(in_groups().dequantize(), isa, config=capped)
+    assert hidden.tobytes() == expected[0].tobytes()
+    assert relative_error(logits, expected[1]) < GOLDEN_LOGITS
+
+
+@pytest.mark.parametrize("kind", ["int8", "int7", "int5", "int4"])
+def test_a_coded_head_of_a_vocabulary_in_groups(kind: HeadKind, isa: str) -> None:
+    found = steps(in_groups(), isa, head_kind=kind)
+    expected = steps(in_groups().dequantize(), isa, head_kind=kind)
+    assert found[1].tobytes() == expected[1].tobytes()
+
+
+def test_what_a_vocabulary_in_groups_cannot_be(isa: str) -> None:
+    with pytest.raises(ValidationError, match=r"codes in groups; use head_kind='dense'"):
+        steps(in_groups(), isa, head_kind="exact")
+    with pytest.raises(ValidationError, match="embedding has 49 of 50 rows filled"):
+        steps(in_groups(49), isa)
 
 
 @pytest.mark.parametrize("kind", ["exact", "int7", "int5"])

@@ -102,15 +102,24 @@ HeadKind parse_head_kind(const std::string& name) {
                         "' is not one of: dense, exact, int7, int5, int8, int4");
 }
 
+using Vocabulary = std::variant<std::shared_ptr<GroupedMatrix>, py::array>;
+
+VocabularyMatrix vocabulary(const Vocabulary& matrix, const char* name) {
+  if (const auto* grouped = std::get_if<std::shared_ptr<GroupedMatrix>>(&matrix)) {
+    return VocabularyMatrix(*grouped);
+  }
+  return VocabularyMatrix(dense_view(std::get<py::array>(matrix), name));
+}
+
 std::unique_ptr<Decoder> make_decoder(const DecoderConfig& config, std::vector<LayerWeights> layers,
-                                      const py::array& embedding, const Array<float>& final_norm,
-                                      const std::optional<py::array>& lm_head,
+                                      const Vocabulary& embedding, const Array<float>& final_norm,
+                                      const std::optional<Vocabulary>& lm_head,
                                       const std::string& head_kind,
                                       const std::optional<ArrayMap>& coded_head, int threads,
                                       const std::optional<std::string>& isa,
                                       std::size_t small_step) {
-  const DenseMatrix table = dense_view(embedding, "embedding");
-  const DenseMatrix head = lm_head ? dense_view(*lm_head, "lm_head") : table;
+  const VocabularyMatrix table = vocabulary(embedding, "embedding");
+  const VocabularyMatrix head = lm_head ? vocabulary(*lm_head, "lm_head") : table;
   return std::make_unique<Decoder>(
       config, std::move(layers), table, to_vector(final_norm, "final_norm"), head,
       parse_head_kind(head_kind), borrow(coded_head.value_or(ArrayMap{})), threads,
@@ -256,12 +265,12 @@ void bind_model(py::module_& m) {
   bind_weights(m);
   // The decoder reads embedding and head in place: keep_alive ties them to it.
   py::class_<Decoder>(m, "Decoder")
-      .def(py::init(&make_decoder), py::arg("config"), py::arg("layers"), py::arg("embedding"),
-           py::arg("final_norm").noconvert(), py::arg("lm_head") = py::none(), py::kw_only(),
-           py::arg("head_kind") = "dense", py::arg("coded_head").noconvert() = py::none(),
-           py::arg("threads") = 1, py::arg("isa") = py::none(),
-           py::arg("small_step") = std::size_t{1} << 24, py::keep_alive<1, 4>(),
-           py::keep_alive<1, 6>())
+      .def(py::init(&make_decoder), py::arg("config"), py::arg("layers"),
+           py::arg("embedding").none(false), py::arg("final_norm").noconvert(),
+           py::arg("lm_head") = py::none(), py::kw_only(), py::arg("head_kind") = "dense",
+           py::arg("coded_head").noconvert() = py::none(), py::arg("threads") = 1,
+           py::arg("isa") = py::none(), py::arg("small_step") = std::size_t{1} << 24,
+           py::keep_alive<1, 4>(), py::keep_alive<1, 6>())
       .def_property_readonly("isa", [](const Decoder& d) { return isa_name(d.isa()); })
       .def_property_readonly("threads", &Decoder::threads)
       .def_property_readonly(

@@ -328,6 +328,17 @@ void dense_linear(const std::string& isa, const py::array& weights, const Floats
                            residual ? residual->data() : nullptr});
 }
 
+void weight_only_linear(const std::string& isa, const GroupedMatrix& matrix, const Floats& x,
+                        Floats out) {
+  expect_ndim(x, 2, "x");
+  const std::size_t tokens = dim(x, 0), rows = matrix.out_features();
+  expect_size(x, tokens * matrix.in_features(), "x");
+  expect_size(out, tokens * rows, "out");
+  table(isa).weight_only_linear({matrix.packed(), matrix.format(), rows, matrix.records(), 0,
+                                 matrix.panels(), x.data(), matrix.in_features(), tokens,
+                                 out.mutable_data(), rows});
+}
+
 ScreenMatrix code_head(const py::array& weights) {
   const DenseMatrix dense = dense_view(weights, "weights");
   ScreenMatrix coded(dense.rows, dense.columns, ScreenMatrix::Planes::kBoth);
@@ -493,6 +504,8 @@ void bind_ops(py::module_& m) {
   m.def("add_bias", &add_bias, py::arg("isa"), array("bias"), array("out"), py::arg("begin") = 0);
   m.def("dense_linear", &dense_linear, py::arg("isa"), array("weights"), array("x"), array("out"),
         py::arg("residual").noconvert() = py::none());
+  m.def("weight_only_linear", &weight_only_linear, py::arg("isa"), py::arg("matrix"), array("x"),
+        array("out"));
   py::class_<ScreenMatrix>(m, "ScreenMatrix")
       .def(py::init(&code_head), array("weights"))
       .def_property_readonly("nbytes", &ScreenMatrix::bytes);

@@ -312,7 +312,7 @@ struct AttentionFinishArgs {
   float* out;
 };
 
-// out[0, k) = weights[row] as float, times scale.
+// out[0, k) = weights[row] as float, times scale. A float32 row may be out.
 struct EmbedArgs {
   const void* weights;  // [rows, k] of dtype
   DType dtype;
@@ -334,6 +334,26 @@ struct AddBiasArgs {
   const float* bias;
   std::size_t begin;
   std::size_t end;
+  std::size_t tokens;
+  float* out;  // [tokens, out_stride]
+  std::size_t out_stride;
+};
+
+// Linear over the row panels [panel_begin, panel_end) of a grouped.h layout, with activations as
+// they are. With `part` a sum over a unit, which is a block, or half of one where groups have 16
+// columns, each in ascending order in float:
+//   y = fma(scale[n], part of (code - zero) * x, y)                without minima
+//   y = y + part of (scale[n] * code + minimum[n]) * x             with minima
+//   out[t, n] = y
+struct WeightOnlyLinearArgs {
+  const std::uint8_t* packed;  // [panels, records, record_bytes], 64-byte aligned
+  GroupedFormat format;
+  std::size_t rows;     // N; rows past it in the last panel are not written
+  std::size_t records;  // ceil(k / record_columns)
+  std::size_t panel_begin;
+  std::size_t panel_end;
+  const float* x;  // [tokens, k]
+  std::size_t k;
   std::size_t tokens;
   float* out;  // [tokens, out_stride]
   std::size_t out_stride;
@@ -448,31 +468,32 @@ struct RungsArgs {
 
 // Every op of a tier once: X(name, Args). The ternary linear, of which a tier has several, is in
 // dispatch.h.
-#define RYZ_OPS(X)                         \
-  X(rms_norm, RmsNormArgs)                 \
-  X(quantize, QuantizeArgs)                \
-  X(quantize_blocks, QuantizeBlocksArgs)   \
-  X(grouped_linear, GroupedLinearArgs)     \
-  X(select_gates, SelectGatesArgs)         \
-  X(select_nonzero, SelectNonzeroArgs)     \
-  X(selected_rows, SelectedRowsArgs)       \
-  X(selected_columns, SelectedColumnsArgs) \
-  X(rope, RopeArgs)                        \
-  X(gate, GateArgs)                        \
-  X(gate_quantize, GateQuantizeArgs)       \
-  X(kv_write, KvWriteArgs)                 \
-  X(attention, AttentionArgs)              \
-  X(attention_merge, AttentionMergeArgs)   \
-  X(attention_finish, AttentionFinishArgs) \
-  X(embed, EmbedArgs)                      \
-  X(softcap, SoftcapArgs)                  \
-  X(add_bias, AddBiasArgs)                 \
-  X(dense_linear, DenseLinearArgs)         \
-  X(screen_linear, ScreenLinearArgs)       \
-  X(screen_rest, ScreenRestArgs)           \
-  X(block_max, BlockMaxArgs)               \
-  X(softmax_weights, SoftmaxWeightsArgs)   \
-  X(weighted_moments, WeightedMomentsArgs) \
+#define RYZ_OPS(X)                            \
+  X(rms_norm, RmsNormArgs)                    \
+  X(quantize, QuantizeArgs)                   \
+  X(quantize_blocks, QuantizeBlocksArgs)      \
+  X(grouped_linear, GroupedLinearArgs)        \
+  X(select_gates, SelectGatesArgs)            \
+  X(select_nonzero, SelectNonzeroArgs)        \
+  X(selected_rows, SelectedRowsArgs)          \
+  X(selected_columns, SelectedColumnsArgs)    \
+  X(rope, RopeArgs)                           \
+  X(gate, GateArgs)                           \
+  X(gate_quantize, GateQuantizeArgs)          \
+  X(kv_write, KvWriteArgs)                    \
+  X(attention, AttentionArgs)                 \
+  X(attention_merge, AttentionMergeArgs)      \
+  X(attention_finish, AttentionFinishArgs)    \
+  X(embed, EmbedArgs)                         \
+  X(softcap, SoftcapArgs)                     \
+  X(add_bias, AddBiasArgs)                    \
+  X(dense_linear, DenseLinearArgs)            \
+  X(weight_only_linear, WeightOnlyLinearArgs) \
+  X(screen_linear, ScreenLinearArgs)          \
+  X(screen_rest, ScreenRestArgs)              \
+  X(block_max, BlockMaxArgs)                  \
+  X(softmax_weights, SoftmaxWeightsArgs)      \
+  X(weighted_moments, WeightedMomentsArgs)    \
   X(rungs, RungsArgs)
 
 struct KernelTable {

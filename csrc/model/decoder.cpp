@@ -9,13 +9,13 @@
 
 namespace ryz {
 
-Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-                 std::vector<float> final_norm, DenseMatrix lm_head, HeadKind head_kind,
+Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, VocabularyMatrix embedding,
+                 std::vector<float> final_norm, VocabularyMatrix lm_head, HeadKind head_kind,
                  std::map<std::string, Buffer> coded_head, int threads, Isa isa,
                  std::size_t small_step)
     : config_(std::move(config)),
       layers_(std::move(layers)),
-      embedding_(embedding),
+      embedding_(std::move(embedding)),
       final_norm_(std::move(final_norm)),
       isa_(isa),
       kernels_(kernel_table(isa)),

@@ -26,8 +26,8 @@ class Decoder {
   // A coded head takes `coded_head`, its arrays made before, or makes them if there are none. Steps
   // of fewer than `small_step` multiplications run on one thread. Throws ValidationError when
   // shapes contradict the configuration.
-  Decoder(DecoderConfig config, std::vector<LayerWeights> layers, DenseMatrix embedding,
-          std::vector<float> final_norm, DenseMatrix lm_head, HeadKind head_kind,
+  Decoder(DecoderConfig config, std::vector<LayerWeights> layers, VocabularyMatrix embedding,
+          std::vector<float> final_norm, VocabularyMatrix lm_head, HeadKind head_kind,
           std::map<std::string, Buffer> coded_head, int threads, Isa isa, std::size_t small_step);
 
   const DecoderConfig& config() const { return config_; }
@@ -52,7 +52,7 @@ class Decoder {
 
   DecoderConfig config_;
   std::vector<LayerWeights> layers_;
-  DenseMatrix embedding_;
+  VocabularyMatrix embedding_;
   std::vector<float> final_norm_;
   Isa isa_;
   const KernelTable& kernels_;

@@ -6,19 +6,21 @@
 
 namespace ryz {
 
-GroupedHead::GroupedHead(const DenseMatrix& weights, int bits, const KernelTable& kernels)
+GroupedHead::GroupedHead(const VocabularyMatrix& weights, int bits, const KernelTable& kernels)
     : kernels_(kernels),
       matrix_(weights.rows, weights.columns,
               {static_cast<std::uint8_t>(bits), kScaleBlock, DType::kF16, false}) {}
 
-void GroupedHead::build(const DenseMatrix& weights, ThreadPool& pool) {
-  const std::size_t row_bytes = weights.columns * size_of(weights.dtype);
+void GroupedHead::build(const VocabularyMatrix& weights, ThreadPool& pool) {
   std::vector<std::exception_ptr> errors(static_cast<std::size_t>(pool.threads()));
   auto body = [&](ThreadPool::Context& ctx) {
     const auto [first, last] = ctx.share(weights.rows);
     try {
-      matrix_.pack_float(first, static_cast<const std::uint8_t*>(weights.data) + first * row_bytes,
-                         weights.dtype, last - first);
+      std::vector<float> decoded(weights.columns);
+      for (std::size_t row = first; row < last; ++row) {
+        const DenseMatrix values = weights.slice(row, row + 1, decoded.data());
+        matrix_.pack_float(row, values.data, values.dtype, 1);
+      }
     } catch (...) {
       errors[static_cast<std::size_t>(ctx.index())] = std::current_exception();
     }

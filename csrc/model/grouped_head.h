@@ -15,10 +15,10 @@ namespace ryz {
 class GroupedHead {
  public:
   // Throws ValidationError, OutOfMemoryError.
-  GroupedHead(const DenseMatrix& weights, int bits, const KernelTable& kernels);
+  GroupedHead(const VocabularyMatrix& weights, int bits, const KernelTable& kernels);
 
   // Throws QuantizationError.
-  void build(const DenseMatrix& weights, ThreadPool& pool);
+  void build(const VocabularyMatrix& weights, ThreadPool& pool);
   GroupedMatrix& matrix() { return matrix_; }
   const GroupedMatrix& matrix() const { return matrix_; }
 

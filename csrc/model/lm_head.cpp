@@ -20,13 +20,18 @@ constexpr std::size_t kPieceRows = 8 * kPanelRows;
 
 }  // namespace
 
-LmHead::LmHead(DenseMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels)
+LmHead::LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels)
     : weights_(std::move(weights)), kind_(kind), softcap_(softcap), kernels_(kernels) {
   const bool is_grouped = kind == HeadKind::kInt8 || kind == HeadKind::kInt4;
   if (kind != HeadKind::kDense && !is_grouped && softcap != 0.0f) {
     throw ValidationError(
         "[decoder] only a dense head, or one of int8 or int4, can soft-cap its logits; use "
         "head_kind='dense'");
+  }
+  if (kind == HeadKind::kExact && weights_.grouped() != nullptr) {
+    throw ValidationError(
+        "[decoder] an exact head narrows down rows of plain numbers, and these are codes in "
+        "groups; use head_kind='dense'");
   }
   if (is_grouped) grouped_.emplace(weights_, kind == HeadKind::kInt8 ? 8 : 4, kernels);
 }
@@ -43,12 +48,18 @@ void LmHead::build(ThreadPool& pool) {
   reserve();
   const std::size_t scratch_bytes = ScreenMatrix::scratch_bytes(weights_.columns);
   Scratch<std::uint8_t> scratch("the coded head");
+  Scratch<float> decoded("the coded head");
   scratch.reserve(scratch_bytes * static_cast<std::size_t>(pool.threads()));
+  decoded.reserve(weights_.columns * static_cast<std::size_t>(pool.threads()));
   auto body = [&](ThreadPool::Context& ctx) {
+    const auto me = static_cast<std::size_t>(ctx.index());
     const auto [panel, last] = ctx.share(coded_.panels());
-    coded_.fill(weights_.data, weights_.dtype, panel * kPanelRows,
-                std::min(last * kPanelRows, weights_.rows),
-                scratch.data() + static_cast<std::size_t>(ctx.index()) * scratch_bytes);
+    for (std::size_t row = panel * kPanelRows; row < std::min(last * kPanelRows, weights_.rows);
+         ++row) {
+      const DenseMatrix values =
+          weights_.slice(row, row + 1, decoded.data() + me * weights_.columns);
+      coded_.fill(values.data, values.dtype, row, row + 1, scratch.data() + me * scratch_bytes);
+    }
   };
   pool.run(body);
 }
@@ -150,21 +161,26 @@ void LmHead::lossy(const Share& share) {
 // Logits of head rows [begin, end) for one hidden state, to `out` on.
 void LmHead::dense(const float* hidden, std::size_t row, std::size_t begin, std::size_t end,
                    float* out) {
-  const auto* weights = static_cast<const std::uint8_t*>(weights_.data) +
-                        begin * weights_.columns * size_of(weights_.dtype);
-  kernels_.dense_linear({weights, weights_.dtype, weights_.columns, 0, end - begin,
+  const DenseMatrix rows = weights_.slice(begin, end, nullptr);
+  kernels_.dense_linear({rows.data, rows.dtype, rows.columns, 0, rows.rows,
                          hidden + row * weights_.columns, 1, out, weights_.rows});
 }
 
 // Runs of neighbouring full rows go together: they share the weights.
 void LmHead::full_rows(const float* hidden, float* logits, std::size_t begin, std::size_t end) {
+  const std::size_t vocab = weights_.rows, k = weights_.columns;
   for (std::size_t row = 0; row < rows_;) {
     std::size_t stop = row;
     while (stop < rows_ && !is_coded_[stop]) ++stop;
-    if (stop > row) {
-      kernels_.dense_linear({weights_.data, weights_.dtype, weights_.columns, begin, end,
-                             hidden + row * weights_.columns, stop - row,
-                             logits + row * weights_.rows, weights_.rows});
+    const GroupedMatrix* matrix = weights_.grouped();
+    if (stop > row && matrix != nullptr) {
+      kernels_.weight_only_linear({matrix->packed(), matrix->format(), vocab, matrix->records(),
+                                   begin / kPanelRows, (end + kPanelRows - 1) / kPanelRows,
+                                   hidden + row * k, k, stop - row, logits + row * vocab, vocab});
+    } else if (stop > row) {
+      const DenseMatrix& dense = weights_.dense();
+      kernels_.dense_linear({dense.data, dense.dtype, k, begin, end, hidden + row * k, stop - row,
+                             logits + row * vocab, vocab});
     }
     row = stop + 1;
   }
@@ -185,8 +201,9 @@ void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
     return soften(logits, panel * kPanelRows, std::min(last * kPanelRows, vocab));
   }
   if (slots_.size() < rows_) {
-    const auto [lot, last] = ctx.share((vocab + kDenseLotRows - 1) / kDenseLotRows);
-    const std::size_t begin = lot * kDenseLotRows, end = std::min(last * kDenseLotRows, vocab);
+    const std::size_t lot_rows = weights_.grouped() == nullptr ? kDenseLotRows : kPanelRows;
+    const auto [lot, last] = ctx.share((vocab + lot_rows - 1) / lot_rows);
+    const std::size_t begin = lot * lot_rows, end = std::min(last * lot_rows, vocab);
     full_rows(hidden, logits, begin, end);
     soften(logits, begin, end);
   }
@@ -353,8 +370,9 @@ void LmHead::fill_candidates(const Share& share, const float* hidden) {
 // Exact logits of listed rows. They lie far apart: the next one is on its way meanwhile.
 void LmHead::compute(std::size_t slot, const std::int32_t* rows, std::size_t count,
                      const float* hidden) {
-  const std::size_t row_bytes = weights_.columns * size_of(weights_.dtype);
-  const auto* const weights = static_cast<const char*>(weights_.data);
+  const DenseMatrix& stored = weights_.dense();
+  const std::size_t row_bytes = stored.columns * size_of(stored.dtype);
+  const auto* const weights = static_cast<const char*>(stored.data);
   for (std::size_t i = 0; i < count; ++i) {
     if (i + 1 < count) {
       const char* next = weights + static_cast<std::size_t>(rows[i + 1]) * row_bytes;

@@ -53,9 +53,10 @@ class LmHead {
     std::uint64_t fallback_rows;  // rows computed whole because candidates were too many
   };
 
-  // Throws ValidationError for a soft cap (0 for none) of any but a dense head: the bounds of the
-  // coded ones are of logits as the weights give them.
-  LmHead(DenseMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels);
+  // Throws ValidationError for a soft cap (0 for none) of any but a dense or grouped head: the
+  // bounds of the coded ones are of logits as the weights give them; and for an exact head of
+  // weights in groups, whose bounds would take more memory than they do.
+  LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels);
 
   // Codes the weights, unless the head is dense. Throws OutOfMemoryError.
   void build(ThreadPool& pool);
@@ -69,7 +70,7 @@ class LmHead {
   std::size_t rest_bytes() const {
     return kind_ == HeadKind::kExact ? coded_.rows() * coded_.rest_bytes() : 0;
   }
-  std::size_t bytes() const { return weights_.rows * weights_.columns * size_of(weights_.dtype); }
+  std::size_t bytes() const { return weights_.bytes(); }
 
   // Before a region: takes each row's screening (empty: all full) and sizes the workspace.
   void prepare(std::size_t rows, std::span<const Screening> screening, int threads);
@@ -121,7 +122,7 @@ class LmHead {
   void fill_candidates(const Share& share, const float* hidden);
   void settle(const Share& share, std::size_t slot, const float* hidden);
 
-  DenseMatrix weights_;
+  VocabularyMatrix weights_;
   HeadKind kind_;
   float softcap_;
   const KernelTable& kernels_;

@@ -33,7 +33,7 @@ struct StepBatch {
 struct Step {
   const DecoderConfig& config;
   const std::vector<LayerWeights>& layers;
-  const DenseMatrix& embedding;
+  const VocabularyMatrix& embedding;
   const std::vector<float>& final_norm;
   const KernelTable& kernels;
   LmHead& head;

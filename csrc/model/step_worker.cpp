@@ -42,9 +42,10 @@ void StepWorker::run() {
 void StepWorker::begin() {
   const auto [first, last] = ctx_.share(tokens_);
   for (std::size_t t = first; t < last; ++t) {
-    kernels_.embed({s_.embedding.data, s_.embedding.dtype,
-                    static_cast<std::size_t>(s_.batch.token_ids[t]), config_.hidden_size,
-                    config_.embedding_scale, ws_.x.data() + t * config_.hidden_size});
+    const auto id = static_cast<std::size_t>(s_.batch.token_ids[t]);
+    float* const x = ws_.x.data() + t * config_.hidden_size;
+    const DenseMatrix row = s_.embedding.slice(id, id + 1, x);
+    kernels_.embed({row.data, row.dtype, 0, config_.hidden_size, config_.embedding_scale, x});
     for (std::size_t rope = 0; rope < config_.ropes; ++rope) rotation(rope, t);
   }
   ctx_.barrier();

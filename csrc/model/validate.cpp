@@ -56,14 +56,7 @@ void check_kernel(const std::string& what, const Linear& linear) {
 }
 
 // Packed matrices are filled row by row.
-void check_filled(const std::string& what, const Linear& linear) {
-  const std::size_t rows = linear.out_features();
-  std::size_t filled = rows;
-  if (const auto* ternary = std::get_if<Ternary>(&linear.matrix)) {
-    filled = (*ternary)->rows_packed();
-  } else if (const auto* grouped = std::get_if<Grouped>(&linear.matrix)) {
-    filled = (*grouped)->rows_packed();
-  }
+void check_filled(const std::string& what, std::size_t filled, std::size_t rows) {
   expect(filled == rows, "[decoder] " + what + " has " + std::to_string(filled) + " of " +
                              std::to_string(rows) + " rows filled");
 }
@@ -76,7 +69,11 @@ void check_linears(const std::string& what, const std::vector<Linear>& linears, 
                                            std::to_string(linear.in_features()) +
                                            " features, expected " + std::to_string(in));
     check_kernel(what, linear);
-    check_filled(what, linear);
+    if (const auto* ternary = std::get_if<Ternary>(&linear.matrix)) {
+      check_filled(what, (*ternary)->rows_packed(), linear.out_features());
+    } else if (const auto* grouped = std::get_if<Grouped>(&linear.matrix)) {
+      check_filled(what, (*grouped)->rows_packed(), linear.out_features());
+    }
     check_norm(what + " norm", linear.norm, in);
     check_norm(what + " bias", linear.bias, linear.out_features());
     rows += linear.out_features();
@@ -113,11 +110,15 @@ bool misses_channels(const LayerWeights& layer) {
   return !layer.down_proj.norm.empty() || (!is_ternary && !layer.ffn_sub_norm.empty());
 }
 
-void check_dense(const std::string& what, const DenseMatrix& matrix, const DecoderConfig& c) {
+void check_vocabulary(const std::string& what, const VocabularyMatrix& matrix,
+                      const DecoderConfig& c) {
   expect(matrix.rows == c.vocab_size && matrix.columns == c.hidden_size,
          "[decoder] " + what + " is [" + std::to_string(matrix.rows) + ", " +
              std::to_string(matrix.columns) + "], expected [" + std::to_string(c.vocab_size) +
              ", " + std::to_string(c.hidden_size) + "]");
+  if (matrix.grouped() != nullptr) {
+    check_filled(what, matrix.grouped()->rows_packed(), matrix.rows);
+  }
 }
 
 // Runs for every token and page of every step: a message is put together only to be thrown.
@@ -160,8 +161,8 @@ void check_sequence(const StepBatch& batch, const PagedCache& cache, std::size_t
 }  // namespace
 
 void validate_model(const DecoderConfig& c, const std::vector<LayerWeights>& layers,
-                    const DenseMatrix& embedding, const std::vector<float>& final_norm,
-                    const DenseMatrix& lm_head) {
+                    const VocabularyMatrix& embedding, const std::vector<float>& final_norm,
+                    const VocabularyMatrix& lm_head) {
   check_config(c);
   expect(!layers.empty(), "[decoder] a model needs at least one layer");
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -190,8 +191,8 @@ void validate_model(const DecoderConfig& c, const std::vector<LayerWeights>& lay
     check_linears(name + "down_proj", {layer.down_proj}, channels, c.hidden_size);
     check_selection(name, layer, c);
   }
-  check_dense("embedding", embedding, c);
-  check_dense("lm_head", lm_head, c);
+  check_vocabulary("embedding", embedding, c);
+  check_vocabulary("lm_head", lm_head, c);
   expect_size("final_norm", final_norm.size(), c.hidden_size);
 }
 

@@ -11,8 +11,8 @@ namespace ryz {
 
 // Throws ValidationError naming the part whose shape contradicts the configuration.
 void validate_model(const DecoderConfig& config, const std::vector<LayerWeights>& layers,
-                    const DenseMatrix& embedding, const std::vector<float>& final_norm,
-                    const DenseMatrix& lm_head);
+                    const VocabularyMatrix& embedding, const std::vector<float>& final_norm,
+                    const VocabularyMatrix& lm_head);
 
 // Throws ValidationError naming the index that is out of range or inconsistent.
 void validate_batch(const DecoderConfig& config, std::size_t layers, const StepBatch& batch,

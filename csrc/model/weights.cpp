@@ -1,5 +1,7 @@
 #include "model/weights.h"
 
+#include <utility>
+
 namespace ryz {
 namespace {
 
@@ -17,6 +19,32 @@ std::size_t rows_of_unit(const GroupedMatrix&) { return kPanelRows; }
 std::size_t rows_of_unit(const DenseMatrix&) { return kDenseLotRows; }
 
 }  // namespace
+
+VocabularyMatrix::VocabularyMatrix(const DenseMatrix& matrix)
+    : rows(matrix.rows), columns(matrix.columns), stored(matrix) {}
+
+VocabularyMatrix::VocabularyMatrix(Grouped matrix)
+    : rows(matrix->out_features()), columns(matrix->in_features()), stored(std::move(matrix)) {}
+
+const GroupedMatrix* VocabularyMatrix::grouped() const {
+  const auto* matrix = std::get_if<Grouped>(&stored);
+  return matrix == nullptr ? nullptr : matrix->get();
+}
+
+std::size_t VocabularyMatrix::bytes() const {
+  return grouped() == nullptr ? bytes_of(dense()) : grouped()->bytes();
+}
+
+DenseMatrix VocabularyMatrix::slice(std::size_t first, std::size_t last, float* decoded) const {
+  if (const GroupedMatrix* matrix = grouped()) {
+    for (std::size_t row = first; row < last; ++row) {
+      matrix->dequantize_row(row, decoded + (row - first) * columns);
+    }
+    return {decoded, DType::kF32, last - first, columns};
+  }
+  const auto* data = static_cast<const std::uint8_t*>(dense().data);
+  return {data + first * columns * size_of(dense().dtype), dense().dtype, last - first, columns};
+}
 
 std::size_t Linear::in_features() const {
   return std::visit([](const auto& m) { return columns(*m); }, matrix);

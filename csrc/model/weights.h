@@ -54,6 +54,23 @@ using Dense = std::shared_ptr<const DenseMatrix>;
 using Grouped = std::shared_ptr<const GroupedMatrix>;
 using Matrix = std::variant<Ternary, Dense, Grouped>;
 
+// A row for each token of the vocabulary: embeddings are looked up in it, logits computed from it.
+struct VocabularyMatrix {
+  explicit VocabularyMatrix(const DenseMatrix& matrix);
+  explicit VocabularyMatrix(Grouped matrix);
+
+  // One of the two is what is stored.
+  const DenseMatrix& dense() const { return std::get<DenseMatrix>(stored); }
+  const GroupedMatrix* grouped() const;
+  std::size_t bytes() const;
+  // Rows [first, last): where they are, or decoded to `decoded` [last - first, columns].
+  DenseMatrix slice(std::size_t first, std::size_t last, float* decoded) const;
+
+  std::size_t rows;
+  std::size_t columns;
+  std::variant<DenseMatrix, Grouped> stored;
+};
+
 // A linear; `norm`, when not empty, is an RMSNorm on its own input, and `bias` is added to what the
 // product, and a residual where there is one, come to. An empty kernel name leaves the choice for a
 // ternary matrix to the tier; the decoder looks it up.

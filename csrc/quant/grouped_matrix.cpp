@@ -106,6 +106,12 @@ std::uint8_t* GroupedMatrix::record(std::size_t row, std::size_t index) const {
          (row / kPanelRows * records_ + index) * format_.record_bytes();
 }
 
+int GroupedMatrix::code(std::size_t row, std::size_t column) const {
+  const std::size_t width = format_.record_columns();
+  const std::size_t byte = format_.code_byte(row % kPanelRows, column % width);
+  return record(row, column / width)[byte] >> format_.code_shift(column) & format_.max_code();
+}
+
 // `scale_rows` are the scales or minima of a record.
 void GroupedMatrix::set_scale(std::uint8_t* scale_rows, std::size_t row, std::size_t group,
                               float value) {
@@ -217,12 +223,7 @@ void GroupedMatrix::adopt(std::map<std::string, Buffer> stored) {
 
 void GroupedMatrix::unpack_row(std::size_t row, std::uint8_t* codes, float* scales,
                                float* minima) const {
-  const std::size_t width = format_.record_columns();
-  for (std::size_t k = 0; k < columns_; ++k) {
-    const std::uint8_t byte =
-        record(row, k / width)[format_.code_byte(row % kPanelRows, k % width)];
-    codes[k] = static_cast<std::uint8_t>((byte >> format_.code_shift(k)) & format_.max_code());
-  }
+  for (std::size_t k = 0; k < columns_; ++k) codes[k] = static_cast<std::uint8_t>(code(row, k));
   for (std::size_t g = 0; g < groups(); ++g) {
     const std::uint8_t* head = record(row, g / format_.record_groups());
     const std::size_t i = g % format_.record_groups() * kPanelRows + row % kPanelRows;
@@ -234,13 +235,17 @@ void GroupedMatrix::unpack_row(std::size_t row, std::uint8_t* codes, float* scal
 }
 
 void GroupedMatrix::dequantize_row(std::size_t row, float* values) const {
-  std::vector<std::uint8_t> codes(columns_);
-  std::vector<float> scales(groups()), minima(groups());
-  unpack_row(row, codes.data(), scales.data(), minima.data());
-  for (std::size_t k = 0; k < columns_; ++k) {
-    const std::size_t g = k / format_.group;
-    const auto level = static_cast<float>(codes[k] - format_.zero());
-    values[k] = level * scales[g] + (format_.has_minimum ? minima[g] : 0.0f);
+  for (std::size_t g = 0; g < groups(); ++g) {
+    const std::uint8_t* head = record(row, g / format_.record_groups());
+    const std::size_t i = g % format_.record_groups() * kPanelRows + row % kPanelRows;
+    const float scale = element_to_f32(head, format_.scale_dtype, i);
+    const float minimum =
+        format_.has_minimum ? element_to_f32(head + format_.minima_offset(), format_.scale_dtype, i)
+                            : 0.0f;
+    const std::size_t end = std::min((g + 1) * format_.group, columns_);
+    for (std::size_t k = g * format_.group; k < end; ++k) {
+      values[k] = static_cast<float>(code(row, k) - format_.zero()) * scale + minimum;
+    }
   }
 }
 

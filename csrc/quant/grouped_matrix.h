@@ -58,6 +58,7 @@ class GroupedMatrix {
   void pack_row(std::size_t row, const std::uint8_t* codes, const float* scales,
                 const float* minima);
   std::uint8_t* record(std::size_t row, std::size_t index) const;
+  int code(std::size_t row, std::size_t column) const;
   void set_scale(std::uint8_t* scale_rows, std::size_t row, std::size_t group, float value);
 
   std::size_t rows_, columns_, panels_, records_;

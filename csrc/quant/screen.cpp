@@ -54,7 +54,7 @@ void ScreenMatrix::fill(const void* weights, DType dtype, std::size_t row_begin,
   for (std::size_t r = row_begin; r < row_end; ++r) {
     double squares = 0.0;
     for (std::size_t k = 0; k < columns_; ++k) {
-      row.values[k] = element_to_f32(weights, dtype, r * columns_ + k);
+      row.values[k] = element_to_f32(weights, dtype, (r - row_begin) * columns_ + k);
       squares += square(static_cast<double>(row.values[k]));
     }
     code(row, r, squares);

@@ -38,8 +38,8 @@ class ScreenMatrix {
   std::size_t rest_bytes() const { return rest_bytes_; }
   std::size_t bytes() const { return codes_.bytes() + rest_.bytes() + row_values_.bytes(); }
 
-  // Codes rows [row_begin, row_end) of a dense matrix. Threads may fill distinct panels at once,
-  // each with scratch_bytes() of its own, aligned for floats.
+  // Codes rows [row_begin, row_end) from `weights`, which hold no others. Threads may fill distinct
+  // panels at once, each with scratch_bytes() of its own, aligned for floats.
   void fill(const void* weights, DType dtype, std::size_t row_begin, std::size_t row_end,
             std::uint8_t* scratch);
   static std::size_t scratch_bytes(std::size_t columns);

@@ -389,9 +389,9 @@ class Decoder:
         self,
         config: DecoderConfig,
         layers: list[LayerWeights],
-        embedding: DenseArray,
+        embedding: DenseArray | GroupedMatrix,
         final_norm: F32Array,
-        lm_head: DenseArray | None = None,
+        lm_head: DenseArray | GroupedMatrix | None = None,
         *,
         head_kind: HeadKind = "dense",
         coded_head: dict[str, U8Array] | None = None,
@@ -401,12 +401,13 @@ class Decoder:
     ) -> None:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
 
+        Codes in groups are looked up and multiplied as floats, and have no "exact" head.
+
         The head is "dense", or coded: "exact" lets `step` leave out logits that its caller will not
         look at, "int7" and "int5" answer from codes of so many bits, "int8" and "int4" from a
-        GroupedMatrix of groups of 32. `coded_head` is what
-        `coded_head_arrays` gave for the same head, 64-byte aligned and kept alive, and spares
-        coding it. Steps of fewer than `small_step` multiplications run on one thread: sharing
-        0.2 ms of work costs more than it saves.
+        GroupedMatrix of groups of 32. `coded_head` is what `coded_head_arrays` gave for the same
+        head, 64-byte aligned and kept alive, and spares coding it. Steps of fewer than `small_step`
+        multiplications run on one thread: sharing 0.2 ms of work costs more than it saves.
         """
 
     @property

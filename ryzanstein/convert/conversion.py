@@ -58,9 +58,8 @@ class Conversion:
 def convert_model(files: ModelFiles, path: Path, to: str) -> Conversion:
     """Write a model in another format, read back what was written, and name it then.
 
-    Never holds more than one ternary matrix, or a few megabytes of any other tensor; one that is
-    quantised in a GGUF file is decoded whole. A progress bar is shown on standard error, if it is a
-    terminal.
+    Never holds more than one ternary matrix, or a few megabytes of any other tensor. A progress bar
+    is shown on standard error, if it is a terminal.
 
     Args:
         files: those of the model.
@@ -85,7 +84,7 @@ def convert_model(files: ModelFiles, path: Path, to: str) -> Conversion:
         wanted = "a directory, not a .gguf file" if to == "hf" else f"a file that ends in {_SUFFIX}"
         raise ValidationError(f"{to} is written to {wanted}; got {path}")
     with new_output(path) as temporary:
-        form = _open_format(ModelSource(files), to)
+        form = _open_format(files, to)
         free = shutil.disk_usage(temporary.parent).free
         if form.nbytes > free:
             raise ModelLoadError(
@@ -96,9 +95,9 @@ def convert_model(files: ModelFiles, path: Path, to: str) -> Conversion:
     return Conversion(path, size, tensors, notes)
 
 
-def _open_format(source: ModelSource, to: str) -> Format:
+def _open_format(files: ModelFiles, to: str) -> Format:
     if to == "hf":
-        return HuggingFaceFormat(source)
+        return HuggingFaceFormat(ModelSource(files, ternary=True))
     from ryzanstein.convert.gguf_file import GgufFormat  # the gguf package takes 0.1 s to import
 
-    return GgufFormat(source, to)
+    return GgufFormat(ModelSource(files), to)

@@ -12,9 +12,15 @@ from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION
 from gguf.quants import quantize
 
 from ryzanstein.convert.gguf_layout import choose_layout
-from ryzanstein.convert.gguf_storage import TERNARY, TYPES, check_values, choose_type
+from ryzanstein.convert.gguf_storage import (
+    TERNARY,
+    TYPES,
+    check_values,
+    choose_type,
+    ternary_blocks,
+)
 from ryzanstein.convert.gguf_tokenizer import write_tokenizer
-from ryzanstein.convert.report import ChangeMeter, TensorChange
+from ryzanstein.convert.report import FLOAT_ACTIVATIONS, ChangeMeter, TensorChange
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
 from ryzanstein.loaders.gguf import GgufFile
 from ryzanstein.loaders.gguf_config import ROPE_FACTORS
@@ -86,12 +92,7 @@ class GgufFormat:
     def _planned(self, tensor: SourceTensor) -> _Planned:
         is_embedding = tensor.name in self._source.embeddings
         stored = choose_type(tensor, self._type, is_embedding=is_embedding)
-        if stored.type in TERNARY and not tensor.is_ternary:
-            raise UnsupportedFormatError(
-                f"{tensor.name} is not ternary, so {self._type.name} would ruin it; "
-                "convert to q8_0 or q4_0"
-            )
-        if tensor.is_ternary:
+        if self._type in TERNARY and len(tensor.shape) == 2 and not is_embedding:
             self._check_ternary(tensor, stored.type)
         return _Planned(
             self._layout.tensor_name(tensor.name),
@@ -103,14 +104,14 @@ class GgufFormat:
         )
 
     def _check_ternary(self, tensor: SourceTensor, kind: GGMLType) -> None:
-        """Refuse to store ternary weights as what loading would not take for ternary."""
-        is_bitnet = self._layout.architecture.ternary
-        if is_bitnet and self._type not in TERNARY:
+        """Refuse a linear that is not ternary, or that loading would not take for ternary."""
+        block = GGML_QUANT_SIZES[kind][0]
+        if kind in TERNARY and not (tensor.is_ternary or self._source.is_ternary_by(tensor, block)):
             raise UnsupportedFormatError(
-                f"{tensor.name} is ternary, and BitNet is computed as ternary only: "
-                f"{self._type.name} would take more room and lose that. Convert to tq2_0 or hf"
+                f"{tensor.name} is not ternary, so {self._type.name} would ruin it; "
+                "convert to q8_0 or q4_0"
             )
-        if not is_bitnet and self._type in TERNARY and kind is not self._type:
+        if not self._layout.architecture.ternary and kind is not self._type:
             raise UnsupportedFormatError(
                 f"{tensor.name} has rows of {tensor.shape[-1]}, not whole blocks of "
                 f"{GGML_QUANT_SIZES[self._type][0]}; GGUF's architecture {self._layout.name} has "
@@ -138,6 +139,8 @@ class GgufFormat:
             writer.add_quantization_version(GGML_QUANT_VERSION)
             self._layout.write_parameters(writer, config)
             notes = self._layout.notes(config)
+            if self._type in TERNARY and config.quantization is None:
+                notes.append(FLOAT_ACTIVATIONS)
             notes += write_tokenizer(writer, self._source.files, config.vocab_size)
             self._add_tensors(writer)
             writer.write_header_to_file()
@@ -164,7 +167,7 @@ class GgufFormat:
 
     def _slabs(self, planned: _Planned, advance: Callable[[int], None]) -> Iterator[NDArray[Any]]:
         for values in self._values(planned):
-            slab = _quantized(values, planned.type)
+            slab = _quantized(values, planned.type, is_ternary=planned.tensor.is_ternary)
             yield slab
             advance(slab.nbytes)
 
@@ -207,7 +210,9 @@ class GgufFormat:
         )
 
 
-def _quantized(values: F32Array, kind: GGMLType) -> NDArray[Any]:
+def _quantized(values: F32Array, kind: GGMLType, *, is_ternary: bool) -> NDArray[Any]:
+    if is_ternary and (blocks := ternary_blocks(kind, values)) is not None:
+        return blocks
     # Values that do not fit become infinite, which the check finds and names.
     with np.errstate(over="ignore"):
         data = quantize(values, kind)

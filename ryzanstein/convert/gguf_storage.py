@@ -11,10 +11,12 @@ from gguf.constants import GGML_QUANT_SIZES
 from ryzanstein.errors import QuantizationError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ryzanstein._core import F32Array
     from ryzanstein.convert.source import SourceTensor
 
-__all__ = ["TERNARY", "TYPES", "StoredType", "check_values", "choose_type"]
+__all__ = ["TERNARY", "TYPES", "StoredType", "check_values", "choose_type", "ternary_blocks"]
 
 TYPES = {
     "tq2_0": GGMLType.TQ2_0,
@@ -63,6 +65,27 @@ def choose_type(tensor: SourceTensor, wanted: GGMLType, *, is_embedding: bool) -
         note = f"rows of {tensor.shape[-1]} are not whole blocks of {block}"
         return StoredType(GGMLType.F16, note)
     return StoredType(wanted)
+
+
+def ternary_blocks(kind: GGMLType, values: F32Array) -> NDArray[np.uint8] | None:
+    """Return the blocks of ternary rows in Q8_0 or Q4_0, None for other types.
+
+    The scale is the row's own and codes are -1, 0 and 1, which loses nothing that float16 holds.
+    What encodes any weights makes the largest take the last code, whose step it then rounds.
+    """
+    if kind not in (GGMLType.Q8_0, GGMLType.Q4_0):
+        return None
+    blocks = np.sign(values).astype(np.int8).reshape(len(values), -1, 32)
+    with np.errstate(over="ignore"):  # found by the check
+        scales = np.abs(values).max(axis=1).astype("<f2")
+    data = np.empty((*blocks.shape[:2], GGML_QUANT_SIZES[kind][1]), np.uint8)
+    data[..., :2] = scales.view(np.uint8).reshape(-1, 1, 2)
+    if kind is GGMLType.Q8_0:
+        data[..., 2:] = blocks.view(np.uint8)
+    else:
+        codes = (blocks + np.int8(8)).view(np.uint8)
+        data[..., 2:] = codes[..., :16] | codes[..., 16:] << np.uint8(4)
+    return data
 
 
 def check_values(kind: GGMLType, before: F32Array, after: F32Array) -> None:

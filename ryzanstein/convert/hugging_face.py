@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ryzanstein.convert.report import TensorChange
-from ryzanstein.convert.source import ModelSource, SourceTensor, slabs
+from ryzanstein.convert.report import FLOAT_ACTIVATIONS, TensorChange
+from ryzanstein.convert.source import ModelSource, SourceTensor
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
 from ryzanstein.loaders.model_files import DirectoryFiles
+from ryzanstein.models.tensors import slabs
 from ryzanstein.progress import byte_progress
 
 if TYPE_CHECKING:
@@ -44,18 +45,13 @@ class HuggingFaceFormat:
     else is copied.
 
     Raises:
-        UnsupportedFormatError: the model is not ternary, or has matrices that cannot be packed.
+        UnsupportedFormatError: the model has matrices that cannot be packed.
     """
 
     def __init__(self, source: ModelSource) -> None:
         self._source = source
-        ternary = [tensor for tensor in source.tensors if tensor.is_ternary]
-        if not ternary:
-            raise UnsupportedFormatError(
-                f"{source.files.path} is not ternary, so it cannot be packed; convert to q8_0"
-            )
-        for tensor in ternary:
-            if tensor.shape[0] % 4:
+        for tensor in source.tensors:
+            if tensor.is_ternary and tensor.shape[0] % 4:
                 raise UnsupportedFormatError(
                     f"{tensor.name} has {tensor.shape[0]} rows; the packed form holds four in a "
                     "byte and needs a multiple of 4. Convert to tq2_0"
@@ -76,7 +72,7 @@ class HuggingFaceFormat:
         """Write the directory and read it back.
 
         Returns:
-            How each tensor was stored, and nothing that the format cannot say.
+            How each tensor was stored, and what the format cannot say, as sentences.
 
         Raises:
             UnsupportedFormatError: a matrix has several scales.
@@ -91,7 +87,8 @@ class HuggingFaceFormat:
         (path / "config.json").write_text(json.dumps(self._config(), indent=2) + "\n", "utf-8")
         with (path / _WEIGHTS).open("wb") as file:
             self._write_weights(file)
-        return self._check(path), []
+        notes = [] if self._source.config.quantization is not None else [FLOAT_ACTIVATIONS]
+        return self._check(path), notes
 
     def _config(self) -> dict[str, object]:
         config = self._source.files.read_json("config.json") or {}

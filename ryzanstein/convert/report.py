@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ChangeMeter", "TensorChange"]
+__all__ = ["FLOAT_ACTIVATIONS", "ChangeMeter", "TensorChange"]
+
+# What a model of floats should know of ternary formats.
+FLOAT_ACTIVATIONS = (
+    "The model's linears take activations as they are; ternary ones round them to 8 bits"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ryzanstein._core import TernaryMatrix
-from ryzanstein.errors import CorruptFileError, QuantizationError
+from ryzanstein.errors import CorruptFileError, QuantizationError, UnsupportedFormatError
 from ryzanstein.models import read_architecture
-from ryzanstein.models.tensors import check_tensors, linear_shapes
-from ryzanstein.quant import first_non_finite, output_scale, to_float32
+from ryzanstein.models.tensors import check_tensors, linear_shapes, slabs
+from ryzanstein.quant import exact_ternary, first_non_finite, output_scale, to_float32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I8Array, I32Array
     from ryzanstein.loaders.model_files import ModelFiles
 
-__all__ = ["ModelSource", "SourceTensor", "Ternary", "slabs"]
+__all__ = ["ModelSource", "SourceTensor", "Ternary"]
 
-_SLAB_WEIGHTS = 1 << 20  # worked on at a time: 4 MB of float32
 _SCALE = "_scale"
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -71,11 +70,15 @@ class ModelSource:
     `config` and `tensors` are its configuration and tensors, those that nothing reads left out.
     """
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: ModelFiles, *, ternary: bool = False) -> None:
         """Read the configuration and check every tensor's header.
+
+        With `ternary`, the linears of a model of floats are taken for codes and scales too, which
+        takes that each of their rows holds one magnitude.
 
         Raises:
             As `load_model` for models that cannot be loaded.
+            UnsupportedFormatError: linears are to be ternary, and one is not.
         """
         self.files = files
         self.config, family = read_architecture(files)
@@ -86,7 +89,7 @@ class ModelSource:
             f"{family.layer.format(index=index)}{linear}.weight": shape
             for index in range(self.config.num_layers)
             for linear, shape in shapes.items()
-            if self.config.quantization is not None
+            if ternary or self.config.quantization is not None
         }
         skipped = {name + _SCALE for name in linears}
         if self.config.tie_word_embeddings:
@@ -99,6 +102,22 @@ class ModelSource:
             if name not in skipped and not name.endswith(family.ignored)
         ]
         self.embeddings = {family.embedding, family.lm_head}
+        if ternary and self.config.quantization is None:
+            for tensor in self.tensors:
+                if tensor.is_ternary and not self.is_ternary_by(tensor, tensor.shape[1]):
+                    raise UnsupportedFormatError(
+                        f"{self._weights.where(tensor.name)} is not ternary: a row holds other "
+                        "than one number of either sign and zeros; convert to q8_0"
+                    )
+
+    def is_ternary_by(self, tensor: SourceTensor, columns: int) -> bool:
+        """Return whether so many adjacent weights of a row always hold one magnitude and zeros."""
+        for values in self.stored(tensor):
+            magnitudes = np.abs(to_float32(values)).reshape(-1, columns)
+            largest = magnitudes.max(axis=1, keepdims=True)
+            if not ((magnitudes == largest) | (magnitudes == 0)).all():
+                return False
+        return True
 
     def ternary(self, tensor: SourceTensor) -> Ternary:
         """Return a ternary tensor, ternarised as loading does where it is stored as masters.
@@ -113,7 +132,11 @@ class ModelSource:
             if (parts := self._weights.ternary_rows(tensor.name)) is not None:
                 for begin, codes, scales in parts:
                     matrix.pack_codes(begin, codes, scales)
-            elif quantization is None or quantization.mode == "online":
+            elif quantization is None:
+                exact = exact_ternary(self._weights.view(tensor.name))
+                assert exact is not None  # as was found out before
+                matrix.pack_codes(0, *exact)
+            elif quantization.mode == "online":
                 matrix.pack_master(0, self._weights.view(tensor.name))
             else:
                 stored = self._weights.view(tensor.name + _SCALE)
@@ -139,9 +162,8 @@ class ModelSource:
         Raises:
             CorruptFileError: a NaN or infinity in it.
         """
-        view = self._weights.view(tensor.name)
         for begin, end in slabs(tensor.shape):
-            slab = view[begin:end] if order is None else view[order[begin:end]]
+            slab = self._rows(tensor, begin, end, order)
             if first_non_finite(slab) is not None:
                 raise CorruptFileError(
                     f"{self._weights.where(tensor.name)} holds a NaN or infinity; download the "
@@ -149,6 +171,18 @@ class ModelSource:
                 )
             yield slab
         self._weights.release(tensor.name)
+
+    def _rows(
+        self, tensor: SourceTensor, begin: int, end: int, order: I32Array | None
+    ) -> NDArray[np.generic]:
+        if len(tensor.shape) == 1:
+            view = self._weights.view(tensor.name)
+            return view[begin:end] if order is None else view[order[begin:end]]
+        if order is None:
+            return self._weights.rows(tensor.name, begin, end)
+        taken = order[begin:end]  # none far from its place
+        first = int(taken.min())
+        return self._weights.rows(tensor.name, first, int(taken.max()) + 1)[taken - first]
 
     def values(self, tensor: SourceTensor, order: I32Array | None = None) -> Iterator[F32Array]:
         """Yield a tensor's weights as float32, slab by slab, its rows in another order if given.
@@ -163,14 +197,6 @@ class ModelSource:
         for begin, end in slabs(tensor.shape):
             rows = slice(begin, end) if order is None else order[begin:end]
             yield ternary.codes[rows] * ternary.scales[rows, None]
-
-
-def slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of rows [begin, end) in which a tensor is worked on."""
-    columns = int(np.prod(shape[1:]))
-    rows = max(1, _SLAB_WEIGHTS // max(1, columns))
-    for begin in range(0, shape[0], rows):
-        yield begin, min(begin + rows, shape[0])
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

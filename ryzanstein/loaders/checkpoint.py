@@ -75,6 +75,10 @@ class Checkpoint:
         """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
         return self._files[name].view(name)
 
+    def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return rows [begin, end) of a matrix."""
+        return self.view(name)[begin:end]
+
     def ternary_rows(self, name: str) -> None:
         """Return None: safetensors have no type for ternary codes."""
 

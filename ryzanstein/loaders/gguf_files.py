@@ -36,7 +36,10 @@ __all__ = ["GgufFiles", "GgufWeights"]
 
 T = TypeVar("T")
 
-_CHUNK_WEIGHTS = 1 << 20  # decoded at a time
+_CHUNK_WEIGHTS = 1 << 18  # decoded at a time
+# How far quantising may put a ternary weight off, as a share of the row's largest: of Q4_0's codes
+# -8 to 7, one end stands for it and the other is a step short.
+_ROUNDED_TERNARY = 1 / 8
 _PERMUTED = re.compile(r"\.([qk])_proj\.(?:weight|bias)$")
 _JSON_FILES = {
     "tokenizer.json": gguf_tokenizer.tokenizer_json,
@@ -145,21 +148,43 @@ class GgufWeights:
         to float32.
         """
         tensor = self._tensor(name)
-        is_norm = self._architecture.shifted_norms and name.endswith("norm.weight")
-        head_dim = self._permuted_head_dim(name)
-        if tensor.type.dense is not None and not is_norm and head_dim is None:
-            return self._file.view(tensor.name, tensor.type.dense, tensor.shape)
-        data, rows = self._file.view(tensor.name), math.prod(tensor.shape[:-1])
-        values = np.empty((rows, tensor.shape[-1]), np.float32)
-        for begin, end in _chunks(tensor.shape, 1):
-            values[begin:end] = tensor.type.dequantize(data, tensor.shape, begin, end)
-        if is_norm:  # exact: what is stored was made by adding 1
-            values -= np.float32(1)
+        if (dtype := self._dtype_in_place(name)) is not None:
+            return self._file.view(tensor.name, dtype, tensor.shape)
+        shape = _by_rows(tensor.shape)
+        values = np.empty(shape, np.float32)
+        for begin, end in _chunks(shape, self._permuted_head_dim(name) or 1):
+            values[begin:end] = self._float_rows(name, begin, end)
         values = values.reshape(tensor.shape)
-        if head_dim is not None:
-            values = _unpermute(values, head_dim)
         values.flags.writeable = False
         return values
+
+    def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return rows [begin, end) of a matrix as `view` has them, decoding no others but those of
+        the same heads, where rows of heads are permuted. The rows of a vector are its elements.
+        """
+        if self._dtype_in_place(name) is None:
+            return self._float_rows(name, begin, end)
+        return self.view(name).reshape(_by_rows(self._tensor(name).shape))[begin:end]
+
+    def _float_rows(self, name: str, begin: int, end: int) -> NDArray[np.float32]:
+        tensor = self._tensor(name)
+        head_dim = self._permuted_head_dim(name) or 1
+        first, last = begin // head_dim * head_dim, -(-end // head_dim) * head_dim
+        data = self._file.view(tensor.name)
+        values = tensor.type.dequantize(data, _by_rows(tensor.shape), first, last)
+        if head_dim > 1:
+            values = _unpermute(values, head_dim)
+        if self._is_shifted(name):  # exact: what is stored was made by adding 1
+            values -= np.float32(1)
+        return values[begin - first : end - first]
+
+    def _dtype_in_place(self, name: str) -> str | None:
+        """Return the dtype of a tensor whose view is of the file itself, None for others."""
+        changes = self._is_shifted(name) or self._permuted_head_dim(name) is not None
+        return None if changes else self._tensor(name).type.dense
+
+    def _is_shifted(self, name: str) -> bool:
+        return self._architecture.shifted_norms and name.endswith("norm.weight")
 
     def ternary_rows(
         self, name: str
@@ -176,9 +201,9 @@ class GgufWeights:
         tensor = self._tensor(name)
         if tensor.type.name in TERNARY_TYPES:
             return self._ternary_rows(name)
-        if not self._ternary or tensor.type.dense is None or len(tensor.shape) != 2:
+        if not self._ternary or len(tensor.shape) != 2:
             return None
-        parts = self._ternary_floats(name)
+        parts = self._ternary_values(name)
         if parts is None and not self._architecture.ternary:
             raise UnsupportedFormatError(
                 f"{self.where(name)} is not ternary, as other linears of the file are; get a file "
@@ -206,34 +231,30 @@ class GgufWeights:
                 codes, scales = _unpermute(codes, head_dim), _unpermute(scales, head_dim)
             yield begin, codes, scales
 
-    def _ternary_floats(
+    def _ternary_values(
         self, name: str
     ) -> Iterator[tuple[int, NDArray[np.int8], NDArray[np.float32]]] | None:
-        """Return the codes of floats that are only 0 and one number of either sign, else None.
+        """Return the codes of weights that are 0 and one number of either sign, else None.
 
-        Converters write BitNet linears so where they write floats. Their absmean is not that
-        number, so ternarising them as masters would give them another scale.
+        Converters write BitNet linears so where they write them as floats, or quantise those. Their
+        absmean is not that number, so ternarising them as masters would give them another scale.
         """
         tensor = self._tensor(name)
-        data = self._file.view(tensor.name)
-        head_dim = self._permuted_head_dim(name)
-        ranges = list(_chunks(tensor.shape, head_dim or 1))
+        # Of the types with few bits, a number and its negative need not both have a code.
+        tolerance = 0.0 if tensor.type.dense is not None else _ROUNDED_TERNARY
+        ranges = list(_chunks(tensor.shape, self._permuted_head_dim(name) or 1))
 
-        def values(begin: int, end: int) -> NDArray[np.float32]:
-            return tensor.type.dequantize(data, tensor.shape, begin, end)
+        def ternary(begin: int, end: int) -> tuple[NDArray[np.int8], NDArray[np.float32], bool]:
+            values = self._float_rows(name, begin, end)
+            scales = np.abs(values).max(axis=1)
+            with np.errstate(invalid="ignore"):  # infinities: not ternary, and found by who packs
+                levels = values / np.where(scales, scales, np.float32(1))[:, None]
+            codes = np.rint(levels)
+            return codes.astype(np.int8), scales, bool((np.abs(levels - codes) <= tolerance).all())
 
-        scale = np.float32(0)
-        for begin, end in ranges:
-            magnitudes = np.abs(values(begin, end))
-            scale = scale or magnitudes.max()
-            if not ((magnitudes == 0) | (magnitudes == scale)).all():
-                return None
-
-        def codes(begin: int, end: int) -> NDArray[np.int8]:
-            signs = np.sign(values(begin, end)).astype(np.int8)
-            return signs if head_dim is None else _unpermute(signs, head_dim)
-
-        return ((begin, codes(begin, end), np.full(end - begin, scale)) for begin, end in ranges)
+        if not all(ternary(begin, end)[2] for begin, end in ranges):
+            return None
+        return ((begin, *ternary(begin, end)[:2]) for begin, end in ranges)
 
     def grouped_rows(self, name: str) -> GroupedTensor | None:
         """Return a quantised matrix as codes in groups, to be read some rows at a time.
@@ -296,6 +317,11 @@ class GgufWeights:
             heads = self._file.metadata.get(f"{prefix}.attention.head_count_kv", heads)
         shape = self._tensor(name).shape
         return int((shape[0]) // heads)
+
+
+def _by_rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape of a tensor as a matrix: plain vectors are a column."""
+    return (shape[0], 1) if len(shape) == 1 else (math.prod(shape[:-1]), shape[-1])
 
 
 def _chunks(shape: tuple[int, ...], multiple: int) -> Iterator[tuple[int, int]]:

@@ -48,6 +48,10 @@ class WeightSource(Protocol):
         """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
         ...
 
+    def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return rows [begin, end) of a matrix as `view` has them, decoding no others."""
+        ...
+
     def ternary_rows(
         self, name: str
     ) -> Iterator[tuple[int, NDArray[np.int8], NDArray[np.float32]]] | None:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ryzanstein._core import Decoder, DecoderConfig, packing_fingerprint, resolve_isa
+from ryzanstein._core import (
+    Decoder,
+    DecoderConfig,
+    GroupedMatrix,
+    packing_fingerprint,
+    resolve_isa,
+)
 from ryzanstein.errors import (
     ModelLoadError,
     RyzansteinError,
@@ -152,7 +158,8 @@ def load_model(
         files: those of the model.
         threads: threads to pack with and to step with.
         isa: instruction-set tier, or None for the best this machine has.
-        lm_head: how logits are computed; an exact head too small to gain by it is dense.
+        lm_head: how logits are computed; an exact head too small to gain by it, or stored as codes
+            in groups, is dense.
         weights: how linears are held. "auto": ternary if the checkpoint is, else as stored; "bf16":
             float32 rounded to bfloat16; "int8" and "int4": floats rounded to so many bits in groups
             of 32 columns; "ternary": ternarised, like the masters of a BitNet model.
@@ -261,7 +268,6 @@ class _Build:
     ) -> tuple[LoadedModel, dict[str, dict[str, NDArray[Any]]]]:
         """Return the model, made of packed weights if there are any, else with those it packed."""
         config, checkpoint = self.config, self.checkpoint
-        is_coded = self.packing.head != "dense"
         total = sum(checkpoint.info(name).nbytes for name in checkpoint)
         title = f"Loading {checkpoint.path.name}"
         with byte_progress(title, total, shown=progress and packed is None) as advance:
@@ -270,13 +276,19 @@ class _Build:
             with ThreadPoolExecutor(self.threads) as pool:
                 layers = list(pool.map(reader.layer, range(config.num_layers)))
             final_norm = reader.final_norm()
+        head_kind = self.packing.head
+        if head_kind == "exact" and isinstance(
+            embedding if lm_head is None else lm_head, GroupedMatrix
+        ):
+            head_kind = "dense"  # codes to narrow down with would be larger than these
+        is_coded = head_kind != "dense"
         decoder = Decoder(
             _decoder_config(config, self.family, checkpoint.info(self.family.embedding).dtype),
             layers,
             embedding,
             final_norm,
             lm_head,
-            head_kind=self.packing.head,
+            head_kind=head_kind,
             coded_head=packed.arrays(_CODED_HEAD) if packed is not None and is_coded else None,
             threads=self.threads,
             isa=self.isa,

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ryzanstein._core import GroupedMatrix
 from ryzanstein.errors import QuantizationError
 from ryzanstein.loaders.gguf_grouped import GroupedFormat
+from ryzanstein.models.tensors import slabs
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ryzanstein._core import U8Array
     from ryzanstein.config import WeightKind
-    from ryzanstein.loaders.gguf_grouped import GroupedTensor
     from ryzanstein.loaders.model_files import WeightSource
 
-__all__ = ["ROUNDED_FORMATS", "decode_halves", "grouped_matrix", "held_format", "pack_grouped"]
+__all__ = ["ROUNDED_FORMATS", "grouped_matrix", "held_format", "pack_grouped"]
 
 # Of the weights that are rounded at load.
 ROUNDED_FORMATS: dict[WeightKind, GroupedFormat] = {
@@ -50,6 +46,8 @@ def pack_grouped(
 ) -> None:
     """Fill the rows from `row` on from a tensor, in the format that `held_format` returned.
 
+    Pages of the tensor go as they are packed: they never lie beside the whole matrix.
+
     Raises:
         QuantizationError: a weight or scale that is not finite or too large.
         UnsupportedFormatError: bytes that the tensor's type never has.
@@ -57,31 +55,12 @@ def pack_grouped(
     stored = checkpoint.grouped_rows(weight) if kind == "auto" else None
     try:
         if stored is None:
-            matrix.pack_float(row, checkpoint.view(weight))
+            for begin, end in slabs(checkpoint.info(weight).shape):
+                matrix.pack_float(row + begin, checkpoint.rows(weight, begin, end))
+                checkpoint.release(weight)
         else:
             for begin, rows in stored.parts:
                 matrix.pack_codes(row + begin, *rows)
+                checkpoint.release(weight)
     except QuantizationError as error:
         raise QuantizationError(f"{checkpoint.where(weight)}: {error}") from error
-
-
-def decode_halves(
-    checkpoint: WeightSource, name: str, stored: GroupedTensor
-) -> NDArray[np.float16]:
-    """Return a tensor's values rounded to float16, decoded a few rows at a time.
-
-    Raises:
-        QuantizationError: a scale that is not finite.
-        UnsupportedFormatError: bytes that the tensor's type never has.
-    """
-    rows, columns = checkpoint.info(name).shape
-    values = np.empty((rows, columns), np.float16)
-    try:
-        for begin, part in stored.parts:
-            matrix = grouped_matrix((len(part.codes), columns), stored.format)
-            matrix.pack_codes(0, *part)
-            with np.errstate(over="ignore"):  # infinities are found by whoever checks values
-                values[begin : begin + len(part.codes)] = matrix.dequantize()
-    except QuantizationError as error:
-        raise QuantizationError(f"{checkpoint.where(name)}: {error}") from error
-    return values

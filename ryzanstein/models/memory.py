@@ -9,7 +9,7 @@ from ryzanstein._core import PAGE_TOKENS, TernaryMatrix, kv_block_bytes
 from ryzanstein.models.feed_forward import resolve_skip_zeros
 from ryzanstein.models.grouped import grouped_matrix, held_format
 from ryzanstein.models.packing import resolve_head
-from ryzanstein.models.tensors import FLOATS, fused_shape, linear_shapes
+from ryzanstein.models.tensors import fused_shape, linear_shapes
 from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class MemoryEstimate:
     """Bytes of memory, before loading.
 
     Args:
-        weights: the packed matrices of all layers.
+        weights: the packed matrices of all layers, and an embedding of codes that no head shares.
         head: what logits are computed from; where it is the embedding itself, that.
         kv_token: keys and values of one token.
         kv_context: keys and values of a full context.
@@ -86,15 +86,15 @@ def estimate_memory(
         if resolve_skip_zeros(None, config, None) == "down":
             layer += config.hidden_size * config.intermediate_size // _SKIPPED_WEIGHTS_PER_BYTE
         weights = layer * config.num_layers
-    head = checkpoint.info(family.embedding if config.tie_word_embeddings else family.lm_head)
+    if not config.tie_word_embeddings:
+        weights += _codes_bytes(checkpoint, family.embedding)
+    head = family.embedding if config.tie_word_embeddings else family.lm_head
     block = kv_block_bytes(config.num_layers, config.num_kv_heads, config.head_dim, kv_dtype)
     return MemoryEstimate(
         weights=weights,
-        head=(
-            # Codes in groups are made float16.
-            head.nbytes
-            if head.dtype in FLOATS
-            else 2 * config.vocab_size * config.hidden_size
+        head=_codes_bytes(checkpoint, head)
+        or (
+            checkpoint.info(head).nbytes
             if resolve_head("exact", config) == "dense"
             else coded_head_bytes(config.vocab_size, config.hidden_size)
         ),
@@ -111,13 +111,18 @@ def _plain_bytes(checkpoint: WeightSource, config: ModelConfig, family: Family) 
     for linear in linear_shapes(config, family):
         for layer in layers:
             name = f"{layer}{linear}.weight"
-            grouped = held_format(checkpoint, name, "auto")
-            info = checkpoint.info(name)
-            rows, columns = info.shape
-            total += (
-                info.nbytes if grouped is None else grouped_matrix((rows, columns), grouped).nbytes
-            )
+            total += _codes_bytes(checkpoint, name) or checkpoint.info(name).nbytes
     return total
+
+
+def _codes_bytes(checkpoint: WeightSource, name: str) -> int:
+    """Return what a matrix stored as codes in groups takes, 0 for any other."""
+    grouped = held_format(checkpoint, name, "auto")
+    if grouped is None:
+        return 0
+    rows, columns = checkpoint.info(name).shape
+    # Reserved, and never touched: the system gives it no memory.
+    return grouped_matrix((rows, columns), grouped).nbytes
 
 
 def _layer_matrices(config: ModelConfig, family: Family) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
-from ryzanstein.loaders.gguf_types import TERNARY_TYPES, TYPES
+from ryzanstein.loaders.gguf_types import TYPES
 from ryzanstein.quant import first_non_finite
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ __all__ = [
     "linear_shapes",
     "matrix_shapes",
     "require_finite",
+    "slabs",
 ]
 
 FLOATS = ("F32", "F16", "BF16")
 _READABLE = tuple(TYPES)  # whatever a view shows as floats
+_SLAB_WEIGHTS = 1 << 20  # worked on at a time: 4 MB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,10 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
             packed form cannot hold.
     """
     known = set()
-    scaled = {name for name in checkpoint if checkpoint.info(name).dtype in TERNARY_TYPES}
-    _check_packable(checkpoint, config, family, scaled)
-    for expected in _expected_tensors(config, family, scaled):
+    types = {name: checkpoint.info(name).dtype for name in checkpoint}
+    coded = {name for name, kind in types.items() if kind in TYPES and kind not in FLOATS}
+    _check_packable(checkpoint, config, family, coded)
+    for expected in _expected_tensors(config, family, coded):
         _check_tensor(checkpoint, expected)
         known.add(expected.name)
     if config.tie_word_embeddings:
@@ -114,6 +117,14 @@ def check_tensors(checkpoint: WeightSource, config: ModelConfig, family: Family)
             f"{config.architecture} with this config.json; without it the model would compute "
             "something else. Check architectures, num_hidden_layers and quantization_config"
         )
+
+
+def slabs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of rows [begin, end) in which a tensor is worked on."""
+    columns = math.prod(shape[1:])
+    rows = max(1, _SLAB_WEIGHTS // max(1, columns))
+    for begin in range(0, shape[0], rows):
+        yield begin, min(begin + rows, shape[0])
 
 
 def require_finite(checkpoint: WeightSource, name: str, values: NDArray[Any]) -> None:
@@ -131,9 +142,9 @@ def require_finite(checkpoint: WeightSource, name: str, values: NDArray[Any]) ->
 
 
 def _expected_tensors(
-    config: ModelConfig, family: Family, scaled: Set[str] = frozenset()
+    config: ModelConfig, family: Family, coded: Set[str] = frozenset()
 ) -> Iterator[_Expected]:
-    """Yield what a checkpoint must hold; `scaled` are ternary tensors with scales of their own."""
+    """Yield what a checkpoint must hold; `coded` are tensors of codes with scales of their own."""
     hidden = config.hidden_size
     vocabulary = (config.vocab_size, hidden)
     yield _Expected(family.embedding, _READABLE, (vocabulary,))
@@ -157,20 +168,18 @@ def _expected_tensors(
             if norm is not None:
                 yield _Expected(layer + norm, FLOATS, ((size,),))
         for linear, shape in shapes.items():
-            yield from _expected_linear(config, family, layer + linear, shape, scaled)
+            yield from _expected_linear(config, family, layer + linear, shape, coded)
             if linear in config.biased:
                 yield _Expected(f"{layer}{linear}.bias", FLOATS, (shape[:1],))
 
 
 def _expected_linear(
-    config: ModelConfig, family: Family, name: str, shape: tuple[int, int], scaled: Set[str]
+    config: ModelConfig, family: Family, name: str, shape: tuple[int, int], coded: Set[str]
 ) -> Iterator[_Expected]:
     rows, columns = shape
     weight = f"{name}.weight"
-    if config.quantization is None:
+    if config.quantization is None or weight in coded:
         yield _Expected(weight, _READABLE, (shape,))
-    elif weight in scaled:
-        yield _Expected(weight, TERNARY_TYPES, (shape,))
     elif not _is_packed(config):
         yield _Expected(weight, FLOATS, (shape,))
     else:
@@ -185,13 +194,13 @@ def _is_packed(config: ModelConfig) -> bool:
 
 
 def _check_packable(
-    checkpoint: WeightSource, config: ModelConfig, family: Family, scaled: Set[str]
+    checkpoint: WeightSource, config: ModelConfig, family: Family, coded: Set[str]
 ) -> None:
     if not _is_packed(config):
         return
     first = family.layer.format(index=0)
     for name, (rows, _) in linear_shapes(config, family).items():
-        if rows % 4 and f"{first}{name}.weight" not in scaled:
+        if rows % 4 and f"{first}{name}.weight" not in coded:
             raise UnsupportedFormatError(
                 f"{checkpoint.path}: {name} has {rows} rows; the packed form holds four "
                 "rows in a byte and needs a multiple of 4"

@@ -17,7 +17,6 @@ from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
 from ryzanstein.models.grouped import (
     ROUNDED_FORMATS,
-    decode_halves,
     grouped_matrix,
     held_format,
     pack_grouped,
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ryzanstein._core import DenseArray, F32Array
+    from ryzanstein._core import DenseArray, F32Array, GroupedMatrix
+    from ryzanstein.config import WeightKind
     from ryzanstein.loaders.gguf_grouped import GroupedFormat
     from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.loaders.weight_cache import PackedWeights
@@ -183,19 +183,22 @@ class WeightReader:
         """Return the gain of the norm before the head."""
         return self._norm(self._family.final_norm)
 
-    def embedding(self) -> DenseArray:
-        """Return the embedding [V, hidden], a view of the file where that holds plain numbers.
+    def embedding(self) -> DenseArray | GroupedMatrix:
+        """Return the embedding [V, hidden]: a view of the file where that holds plain numbers, and
+        else the file's codes.
 
         Raises:
             CorruptFileError: a NaN or infinity in it.
+            QuantizationError: a scale that is not finite.
         """
         return self._vocabulary(self._family.embedding)
 
-    def lm_head(self) -> DenseArray | None:
+    def lm_head(self) -> DenseArray | GroupedMatrix | None:
         """Return the output head [V, hidden] like the embedding, or None where it is tied.
 
         Raises:
             CorruptFileError: a NaN or infinity in it, or a tied head stored with other values.
+            QuantizationError: a scale that is not finite.
         """
         name = self._family.lm_head
         if not self._config.tie_word_embeddings:
@@ -263,19 +266,30 @@ class WeightReader:
         self, prefix: str, names: tuple[str, ...], grouped: GroupedFormat
     ) -> Linear:
         shape = fused_shape(self._shapes, names)
-        bias = self._bias(prefix, names)
-        key = self._key(prefix, names)
+        weights = [f"{prefix}{name}.weight" for name in names]
+        kind = self._packing.weights
+        matrix = self._grouped_matrix(self._key(prefix, names), shape, grouped, weights, kind)
+        return Linear(matrix, bias=self._bias(prefix, names))
+
+    def _grouped_matrix(
+        self,
+        key: str,
+        shape: tuple[int, int],
+        grouped: GroupedFormat,
+        weights: list[str],
+        kind: WeightKind,
+    ) -> GroupedMatrix:
+        """Return the matrices of these names, one below the other."""
         if self._packed is not None:
-            return Linear(grouped_matrix(shape, grouped, self._packed.arrays(key)), bias=bias)
+            return grouped_matrix(shape, grouped, self._packed.arrays(key))
         matrix = grouped_matrix(shape, grouped)
         row = 0
-        for name in names:
-            weight = f"{prefix}{name}.weight"
-            pack_grouped(matrix, row, self._checkpoint, weight, self._packing.weights)
+        for weight in weights:
+            pack_grouped(matrix, row, self._checkpoint, weight, kind)
             self._done(weight)
-            row += self._shapes[name][0]
+            row += self._checkpoint.info(weight).shape[0]
         self.objects[key] = matrix.arrays()
-        return Linear(matrix, bias=bias)
+        return matrix
 
     def _bias(self, prefix: str, names: tuple[str, ...]) -> F32Array | None:
         """Return the biases of these linears one after the other, None where none has one."""
@@ -366,18 +380,13 @@ class WeightReader:
         self._advance(self._checkpoint.info(name).nbytes)
         return array
 
-    def _vocabulary(self, name: str) -> DenseArray:
-        """Return a row for each token: rows are looked up, so codes in groups become float16."""
-        stored = self._checkpoint.grouped_rows(name)
-        if stored is None:
+    def _vocabulary(self, name: str) -> DenseArray | GroupedMatrix:
+        """Return a row for each token, as stored whatever the linears are rounded to."""
+        grouped = held_format(self._checkpoint, name, "auto")
+        if grouped is None:
             return self._dense(name)
-        if self._packed is not None:
-            return self._packed.arrays(name)["values"]
-        values = decode_halves(self._checkpoint, name, stored)
-        require_finite(self._checkpoint, name, values)
-        self.objects[name] = {"values": values}
-        self._done(name)
-        return values
+        rows, columns = self._checkpoint.info(name).shape
+        return self._grouped_matrix(name, (rows, columns), grouped, [name], "auto")
 
     def _finite(self, name: str) -> NDArray[Any]:
         array = self._checkpoint.view(name)

@@ -21,9 +21,11 @@ from ryzanstein.convert.output import new_output
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.loaders.model_files import DirectoryFiles, open_files
+from ryzanstein.quant import to_float32
 from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -97,8 +99,13 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, NDArray[
     return metadata, tensors
 
 
-def requantise(path: Path, out: Path, name: str) -> None:
-    """Copy a GGUF file with one tensor in Q8_0."""
+def requantise(
+    path: Path,
+    out: Path,
+    names: Collection[str],
+    wanted: GGMLQuantizationType = GGMLQuantizationType.Q8_0,
+) -> None:
+    """Copy a GGUF file with some tensors in another type, as the gguf package quantises."""
     reader = GGUFReader(path)
     writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
     for key, field in reader.fields.items():
@@ -107,8 +114,8 @@ def requantise(path: Path, out: Path, name: str) -> None:
             writer.add_key_value(key, field.contents(), field.types[0], inner)
     for tensor in reader.tensors:
         data, kind = tensor.data, tensor.tensor_type
-        if tensor.name == name:
-            kind = GGMLQuantizationType.Q8_0
+        if tensor.name in names:
+            kind = wanted
             data = quantize(dequantize(tensor.data, tensor.tensor_type), kind)
         writer.add_tensor(tensor.name, data, raw_dtype=kind)
     writer.write_header_to_file()
@@ -265,7 +272,7 @@ def test_embeddings_that_a_file_has_quantised(tmp_path: Path) -> None:
     """A ternary model of Microsoft's kind, its embedding in Q8_0."""
     model = write_model(tmp_path / "model", BITNET)
     file = convert(model, tmp_path / "model.gguf", "tq2_0").path
-    requantise(file, tmp_path / "small.gguf", "token_embd.weight")
+    requantise(file, tmp_path / "small.gguf", {"token_embd.weight"})
     files = open_files(tmp_path / "small.gguf")
     expected = read_gguf(tmp_path / "small.gguf")[1]["token_embd.weight"]
     assert expected[0] == "Q8_0"
@@ -277,8 +284,7 @@ def test_embeddings_that_a_file_has_quantised(tmp_path: Path) -> None:
     packed = convert_model(files, tmp_path / "packed", "hf")
     tensors = parse((packed.path / "model.safetensors").read_bytes())
     assert np.array_equal(tensors["model.embed_tokens.weight"].array, expected[1])
-    # Loading rounds the embedding of the first file to float16, those of the others are exact.
-    assert greedy(packed.path) == greedy(again.path)
+    assert greedy(tmp_path / "small.gguf") == greedy(packed.path) == greedy(again.path)
 
 
 def test_llama3_rotary_scaling_is_a_tensor(tmp_path: Path) -> None:
@@ -494,3 +500,137 @@ def test_dense_models(to: str, tmp_path: Path) -> None:
     for other in ("hf", "tq2_0"):
         with pytest.raises(UnsupportedFormatError, match="is not ternary"):
             convert(model, tmp_path / ("packed" if other == "hf" else "no.gguf"), other)
+
+
+def ternary_floats(
+    directory: Path, *, shards: int = 1, by_column: bool = False, config: Config = DENSE
+) -> Path:
+    """Write TriLM's kind of model: floats that hold one magnitude in each shard of a matrix."""
+    model = write_model(directory, config, dtype="F16")
+    tensors = parse((model / "model.safetensors").read_bytes())
+    rng = np.random.default_rng(4)
+    for name, tensor in tensors.items():
+        if name.endswith("_proj.weight"):
+            axis = int(by_column and "down_proj" in name)
+            scales = 0.0625 * (1 + np.arange(shards)).repeat(tensor.array.shape[axis] // shards)
+            codes = rng.integers(-1, 2, tensor.array.shape)
+            tensors[name] = store(codes * (scales if axis else scales[:, None]), "F16")
+    write_checkpoint(model, config, tensors)
+    return model
+
+
+def linears_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    held = open_files(path).open_weights()
+    return {name: to_float32(held.view(name)) for name in held if name.endswith("_proj.weight")}
+
+
+@pytest.mark.parametrize("to", ["tq2_0", "tq1_0"])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_floats_that_are_ternary_keep_every_weight(
+    by_column: bool, to: str, tmp_path: Path
+) -> None:
+    """Two scales in each matrix: over its rows, or over columns in whole blocks of 256."""
+    model = ternary_floats(tmp_path / "model", shards=2, by_column=by_column)
+    conversion = convert(model, tmp_path / "out.gguf", to)
+    assert conversion.lossy == []
+    stored = {change.stored for change in conversion.tensors if "_proj" in change.name}
+    assert stored == {to.upper()}
+    (note,) = conversion.notes
+    assert "round them to 8 bits" in note
+    expected = linears_of(model)
+    for name, values in linears_of(conversion.path).items():
+        assert np.array_equal(values, expected[name]), name
+    with LLM(conversion.path, threads=1) as llm, LLM(model, threads=1) as floats:
+        found, whole = (one.logits([256, 72, 101]) for one in (llm, floats))
+    # Activations of 8 bits are all that differs.
+    assert np.std(found - whole) < 0.05 * np.std(whole)
+
+
+def test_floats_that_are_ternary_are_packed(tmp_path: Path) -> None:
+    model = ternary_floats(tmp_path / "model")
+    conversion = convert(model, tmp_path / "packed", "hf")
+    assert conversion.lossy == []
+    (note,) = conversion.notes
+    assert "round them to 8 bits" in note
+    packed = parse((conversion.path / "model.safetensors").read_bytes())
+    name = "model.layers.1.mlp.up_proj.weight"
+    codes = ops.unpack_hf(packed[name].array).astype(np.float64)
+    assert np.array_equal(codes * packed[name + "_scale"].values(), source_values(model, name))
+    with LLM(model, threads=1, weights="ternary") as llm:
+        params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+        expected = list(llm.generate([256, 72, 101], params).token_ids)
+    assert greedy(conversion.path) == expected
+
+
+def test_what_packed_weights_cannot_hold(tmp_path: Path) -> None:
+    several = ternary_floats(tmp_path / "several", shards=2)
+    with pytest.raises(UnsupportedFormatError, match=r"has several scales, .* to tq2_0"):
+        convert(several, tmp_path / "packed", "hf")
+    columns = ternary_floats(tmp_path / "columns", shards=2, by_column=True)
+    with pytest.raises(UnsupportedFormatError, match=r"down_proj.weight' is not ternary: a row"):
+        convert(columns, tmp_path / "packed", "hf")
+    quarters = ternary_floats(tmp_path / "quarters", shards=4, by_column=True)
+    with pytest.raises(UnsupportedFormatError, match=r"down_proj.weight is not ternary"):
+        convert(quarters, tmp_path / "out.gguf", "tq2_0")
+
+
+@pytest.mark.parametrize("scale", [0.0625, 1 / 3])
+@pytest.mark.parametrize("to", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("config", [BITNET, LLAMA], ids=["bitnet", "llama"])
+def test_ternary_weights_in_blocks_of_more_bits(
+    config: Config, to: str, scale: float, tmp_path: Path
+) -> None:
+    """Nothing but a scale that float16 has not is rounded."""
+    model = write_model(tmp_path / "model", config)
+    tensors = random_tensors(config, 1, "BF16")
+    stored = scale if config is BITNET else 1 / scale
+    for name in tensors:
+        if name.endswith("_scale"):
+            tensors[name] = store(np.array([stored]), "F32")
+    write_checkpoint(model, config, tensors)
+    conversion = convert(model, tmp_path / "out.gguf", to)
+    linears = [change for change in conversion.tensors if "_proj" in change.name]
+    assert {change.stored for change in linears} == {to.upper()}
+    for change in linears:
+        assert change.relative_change <= (0 if scale == 0.0625 else 2**-11)
+    name = "model.layers.0.mlp.up_proj.weight"
+    found = read_gguf(conversion.path)[1]["blk.0.ffn_up.weight"][1]
+    assert np.allclose(found, source_values(model, name), rtol=2**-11, atol=0)
+
+
+@pytest.mark.parametrize("to", ["q8_0", "q4_0"])
+def test_bitnet_in_blocks_of_more_bits_is_still_ternary(to: str, tmp_path: Path) -> None:
+    """Ours, and what llama.cpp's converter makes: blocks quantised as any weights are."""
+    model = write_model(tmp_path / "model", BITNET)
+    expected = convert(model, tmp_path / "packed.gguf", "tq2_0").path
+    file = convert(model, tmp_path / "out.gguf", to).path
+    linears = {name for name in read_gguf(file)[1] if "attn_" in name or "ffn_" in name}
+    matrices = {name for name in linears if "norm" not in name}
+    requantise(file, tmp_path / "other.gguf", matrices, GGMLQuantizationType[to.upper()])
+    codes = open_files(expected).open_weights()
+    for path in (file, tmp_path / "other.gguf"):
+        weights = open_files(path).open_weights()
+        for name in (name for name in weights if name.endswith("_proj.weight")):
+            parts = [list(one.ternary_rows(name) or []) for one in (weights, codes)]
+            found, wanted = (np.concatenate([part[1] for part in one]) for one in parts)
+            assert np.array_equal(found, wanted), name
+            scales, stored = (np.concatenate([part[2] for part in one]) for one in parts)
+            assert np.allclose(scales, stored, rtol=2**-9, atol=0), name
+        with LLM(path, threads=1) as llm, LLM(expected, threads=1) as packed:
+            one, other = (model.logits([256, 72, 101]) for model in (llm, packed))
+        assert np.std(one - other) < (0.05 * np.std(other))
+
+
+def test_memory_of_quantised_files_is_bounded(tmp_path: Path) -> None:
+    """An embedding of 16 M weights in Q8_0 would be 64 MB of floats."""
+    config = LLAMA | {"vocab_size": 32768, "hidden_size": 512, "num_hidden_layers": 1}
+    model = write_model(tmp_path / "model", config, dtype="BF16")
+    file = convert(model, tmp_path / "first.gguf", "q8_0").path
+    files = open_files(file)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        convert_model(files, tmp_path / "second.gguf", "q4_0")
+        assert tracemalloc.get_traced_memory()[1] - before < 40 << 20
+    finally:
+        tracemalloc.stop()

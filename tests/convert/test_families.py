@@ -191,8 +191,6 @@ def test_a_window_that_gguf_cannot_say_limits_the_context(tmp_path: Path) -> Non
         ),
         ("qwen2", {"use_sliding_window": True}, "q8_0", "cannot say a window shorter than"),
         ("qwen3", {"attention_bias": True}, "q8_0", "qwen3 has biases on nothing"),
-        ("bitnet_online", {}, "q8_0", r"is ternary, and BitNet is computed as ternary only"),
-        ("bitnet_offline", {}, "q4_0", r"is ternary, and BitNet is computed as ternary only"),
         ("llama_divide", {}, "tq2_0", "rows of .*, not whole blocks of 256"),
     ],
 )

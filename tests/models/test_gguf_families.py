@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 import pytest
 from checkpoints import Config, Stored, Tensors, random_tensors, store, write_checkpoint
-from gguf_bytes import NUMBERS, GgufBytes, RawTensor
+from gguf_bytes import BLOCKS, NUMBERS, GgufBytes, RawTensor, random_tensor
 from gguf_models import permute
 from golden.engine import Sequence
 from golden.specs import SPECS
@@ -125,3 +126,38 @@ def test_rounded_linears_are_their_values(kind: str, tmp_path: Path) -> None:
     values = {n: rounded(t) if n.endswith("_proj.weight") else t for n, t in tensors.items()}
     directory = write_checkpoint(tmp_path / "hf", config, values)
     assert np.allclose(logits(path), logits(directory), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("name", ["llama", "gemma", "gemma2", "gemma3"])
+def test_embeddings_of_quantised_types(name: str, kind: str, tmp_path: Path) -> None:
+    """They are exactly the gguf package's values, which Gemma scales by a float32.
+
+    llama.cpp takes the root of the size in float32, and so does transformers of a GGUF file
+    (`tests/live`). That of 768 is not a number of bfloat16 or float16.
+    """
+    config, architecture = ARCHITECTURES[name]
+    config = config | {"hidden_size": 768, "vocab_size": 96}
+    content = to_gguf(config, random_tensors(config, 0, "F32"), architecture, "F32")
+    embedding = random_tensor(kind, (96, 768), np.random.default_rng(1))
+    content = replace(content, tensors={**content.tensors, "token_embd.weight": embedding})
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content.serialize())
+    model = load_model(open_files(path), threads=2, isa=None)
+    found, _ = Sequence(model, 40).extend(np.arange(40))
+    values = decoded(kind, embedding)[:40]
+    scale = np.sqrt(np.float32(768)) if architecture != "llama" else np.float32(1)
+    assert np.array_equal(found[0], values * scale)
+
+
+def decoded(kind: str, tensor: RawTensor) -> NDArray[np.float32]:
+    """Return what a tensor's bytes stand for; the gguf package has no word for the last two."""
+    data = np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape[0], -1)
+    if kind not in ("Q2_0", "PQ2_0"):
+        values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+        return np.asarray(values, np.float32)
+    blocks = data.reshape(tensor.shape[0], -1, 18 if kind == "Q2_0" else 34)
+    codes = (blocks[..., 2:, None] >> np.array([0, 2, 4, 6], np.uint8)) & np.uint8(3)
+    scales = np.ascontiguousarray(blocks[..., :2]).view("<f2").astype(np.float32)
+    weights = (codes.reshape(*blocks.shape[:2], -1).astype(np.float32) - 1) * scales
+    return weights.reshape(tensor.shape)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from gguf_bytes import NUMBERS, GgufBytes, RawTensor, quantize_ternary
+from gguf_bytes import BLOCKS, NUMBERS, GgufBytes, RawTensor, quantize_ternary, random_tensor
 from gguf_models import LLAMA, TernaryModel
 from golden.engine import Sequence
 
@@ -22,36 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Of a block: the offsets of its float16 numbers, and values with which random codes give weights of
-# mean zero and magnitude near 1 / 16, one over the root of the columns.
-BLOCKS: dict[str, dict[int, float]] = {
-    "Q4_0": {0: 0.0135},
-    "Q4_1": {0: 0.0135, 2: -7.5 * 0.0135},
-    "Q5_0": {0: 0.0068},
-    "Q8_0": {0: 0.00085},
-    "Q4_K": {0: 0.0003, 2: 7.5 * 0.0003},
-    "Q5_K": {0: 0.00015, 2: 15.5 * 0.00015},
-    "Q6_K": {208: 0.000046},
-    "Q2_0": {0: 0.05},
-    "PQ2_0": {0: 0.05},
-    "TQ2_0": {64: 0.05},
-}
 MIXED = {"attn_q": "Q4_K", "attn_k": "Q8_0", "attn_v": "Q6_K", "ffn_down": "F32"}
 # Relative to the logits' spread: activations in 8 bits err by 1 % of it in each of 14 linears.
 ACTIVATIONS = 0.05
-
-
-def random_tensor(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> RawTensor:
-    """Return random codes, and scales of either sign that vary by a third."""
-    size = TYPES[kind].nbytes(shape)
-    assert size is not None
-    data = rng.integers(0, 256, size, dtype=np.uint8)
-    blocks = data.reshape(-1, TYPES[kind].block_bytes)
-    factors = rng.uniform(0.8, 1.2, len(blocks)) * rng.choice([-1, 1], len(blocks))
-    for offset, value in BLOCKS[kind].items():
-        halves = (factors * value).astype("<f2")
-        blocks[:, offset : offset + 2] = halves.view(np.uint8).reshape(-1, 2)
-    return RawTensor(NUMBERS[kind], shape, data.tobytes())
 
 
 def quantised(kinds: dict[str, str], default: str) -> GgufBytes:
@@ -148,3 +121,14 @@ def test_ternary_linears_beside_quantised_ones_are_groups(tmp_path: Path) -> Non
     assert read_config(open_files(path)).quantization is None
     found, expected = logits(path), logits(write(tmp_path / "floats.gguf", as_floats(mixed)))
     assert np.std(found - expected) < ACTIVATIONS * np.std(expected)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q6_K", "TQ2_0"])
+def test_logits_do_not_depend_on_threads_or_chunks(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", quantised({}, kind))
+    whole = logits(path)
+    for threads, size in ((1, 1), (3, 7)):
+        sequence = Sequence(load_model(open_files(path), threads=threads, isa=None), 40)
+        chunks = [np.arange(i, min(i + size, 40)) for i in range(0, 40, size)]
+        found = np.concatenate([sequence.extend(chunk)[1] for chunk in chunks])
+        assert found.tobytes() == whole.tobytes()

@@ -78,8 +78,8 @@ def test_peak_memory_is_near_the_packed_size(tmp_path: Path) -> None:
         assert peak < 1.5 * size
 
 
-def test_stored_floats_are_mapped_and_rounded_ones_held_once(tmp_path: Path) -> None:
-    """122 MB of float32 linears: in place they are pages of the file, rounded they are half."""
+def dense_model(directory: Path, dtype: str) -> int:
+    """Write a model of two layers and no vocabulary to speak of; return the weights in linears."""
     spec = next(spec.config for spec in SPECS if spec.name == "mistral")
     wide: Config = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2}
     wide |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128}
@@ -88,16 +88,23 @@ def test_stored_floats_are_mapped_and_rounded_ones_held_once(tmp_path: Path) -> 
         "model.embed_tokens.weight": store(np.ones((96, 1024)), "F32"),
         "model.norm.weight": store(np.ones(1024), "F32"),
     }
+    half = store(np.array([0.5]), dtype).array
+    linears = 0
     for index in range(2):
         layer = f"model.layers.{index}."
         for name, size in norm_sizes(config).items():
             tensors[f"{layer}{name}.weight"] = store(np.ones(size), "F32")
-        for name, shape in linear_shapes(config).items():
-            tensors[f"{layer}{name}.weight"] = Stored("F32", np.full(shape, 0.5, np.float32))
-    linears = sum(t.array.nbytes for name, t in tensors.items() if name.endswith("_proj.weight"))
-    write_checkpoint(tmp_path, config, tensors)
-    del tensors
+        for name, (rows, columns) in linear_shapes(config).items():
+            values = np.full((rows, columns), half[0])
+            tensors[f"{layer}{name}.weight"] = Stored(dtype, values)
+            linears += values.size
+    write_checkpoint(directory, config, tensors)
+    return linears
 
+
+def test_stored_floats_are_mapped_and_rounded_ones_held_once(tmp_path: Path) -> None:
+    """122 MB of float32 linears: in place they are pages of the file, rounded they are half."""
+    linears = 4 * dense_model(tmp_path, "F32")
     peak, own, mapped_bytes = measure(tmp_path, "auto")
     assert mapped_bytes == linears > 100 << 20
     assert own < 0.5 * linears
@@ -108,33 +115,91 @@ def test_stored_floats_are_mapped_and_rounded_ones_held_once(tmp_path: Path) -> 
     assert peak < 2 * (linears / 2)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K"])
-def test_quantised_tensors_are_packed_without_floats(kind: str, tmp_path: Path) -> None:
-    """35 MB of blocks or more: as float32 they would be 250 MB."""
-    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 1}
-    config: Config = LLAMA | sizes
+def write_blocks(path: Path, config: Config, kind: str) -> Path:
+    """Write a GGUF file whose matrices are blocks of zeros of a type."""
     model = TernaryModel(LLAMA)
     model.config = config
-    shapes = {f"model.layers.0.{n}": shape for n, shape in linear_shapes(config).items()}
-    shapes |= {"model.embed_tokens": (96, 2048), "lm_head": (96, 2048)}
+    hidden = config["hidden_size"]
+    layer = "model.layers.0."
+    shapes = {f"{layer}{name}": shape for name, shape in linear_shapes(config).items()}
+    shapes["model.embed_tokens"] = (config["vocab_size"], hidden)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head"] = shapes["model.embed_tokens"]
     tensors = {}
     for name, shape in shapes.items():
         size = TYPES[kind].nbytes(shape)
         assert size is not None
-        tensors[model.stored_name(name)] = RawTensor(NUMBERS[kind], shape, bytes(size))
-    for name in ("model.norm", *(f"model.layers.0.{n}" for n in norm_sizes(config))):
-        ones = np.ones(2048, "<f4")
+        # Else a head that repeats the embedding would be taken for tied.
+        data = (b"\0" if name != "lm_head" else b"\1\0") * size
+        tensors[model.stored_name(name)] = RawTensor(NUMBERS[kind], shape, data[:size])
+    for name in ("model.norm", *(f"{layer}{name}" for name in norm_sizes(config))):
+        ones = np.ones(hidden, "<f4")
         tensors[model.stored_name(name)] = RawTensor(NUMBERS["F32"], ones.shape, ones.tobytes())
-    content = GgufBytes(model.metadata("llama"), tensors)
-    path = tmp_path / "model.gguf"
-    path.write_bytes(content.serialize())
+    path.write_bytes(GgufBytes(model.metadata("llama"), tensors).serialize())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K"])
+def test_quantised_tensors_are_packed_without_floats(kind: str, tmp_path: Path) -> None:
+    """35 MB of blocks or more: as float32 they would be 250 MB."""
+    sizes: Config = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 1}
+    path = write_blocks(tmp_path / "model.gguf", LLAMA | sizes, kind)
     size = path.stat().st_size
-    del content, tensors
     assert size > 32 << 20
     for is_warm in (False, True):
         peak, _, mapped_bytes = measure(path, "auto")
         assert (mapped_bytes > 0.9 * size) == is_warm
         assert peak < 2 * size
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "is_tied"),
+    [
+        ("Q4_0", 1 << 18, True),
+        ("Q4_0", 1 << 17, False),
+        ("Q8_0", 1 << 18, True),
+        ("Q4_K", 1 << 18, True),
+        ("Q6_K", 1 << 18, True),
+    ],
+)
+def test_a_large_quantised_vocabulary_stays_codes(
+    kind: str, rows: int, is_tied: bool, tmp_path: Path
+) -> None:
+    """36 MB or more in the vocabulary of a model that has next to nothing else.
+
+    10 MB of every load are the interpreter's and the threads'.
+    """
+    sizes: Config = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    config: Config = LLAMA | sizes | {"vocab_size": rows, "tie_word_embeddings": is_tied}
+    path = write_blocks(tmp_path / "model.gguf", config, kind)
+    size = path.stat().st_size
+    assert size > 35 << 20
+    for is_warm in (False, True):
+        peak, _, mapped_bytes = measure(path, "auto")
+        assert (mapped_bytes > 0.9 * size) == is_warm
+        assert peak < 2 * size
+
+
+@pytest.mark.parametrize(("weights", "bits"), [("int8", 8.5), ("int4", 4.5)])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_floats_are_rounded_a_few_rows_at_a_time(
+    dtype: str, weights: WeightKind, bits: float, tmp_path: Path
+) -> None:
+    """34 M weights: their floats never lie in memory beside all that was made of them."""
+    linears = dense_model(tmp_path, dtype)
+    packed = linears * bits / 8
+    peak, own, mapped_bytes = measure(tmp_path, weights)
+    assert mapped_bytes == 0
+    assert packed < own
+    assert peak < 2 * packed
+
+
+def test_stored_halves_are_mapped(tmp_path: Path) -> None:
+    linears = dense_model(tmp_path, "BF16")
+    peak, own, mapped_bytes = measure(tmp_path, "auto")
+    assert mapped_bytes == 2 * linears
+    assert own < linears
+    assert peak < 2 * mapped_bytes
 
 
 def measure(path: Path, weights: WeightKind) -> tuple[int, int, int]:

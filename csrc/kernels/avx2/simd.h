@@ -90,6 +90,12 @@ template <int kBits>
 inline VecI broadcast_shifted(std::int32_t x) {
   return _mm256_slli_epi32(_mm256_set1_epi32(x), kBits);
 }
+inline VecI load_i(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// Bits [shift, shift + bits) of every lane.
+template <int kBits>
+inline VecI field(VecI v, int shift) {
+  return _mm256_and_si256(_mm256_srli_epi32(v, shift), _mm256_set1_epi32((1 << kBits) - 1));
+}
 inline VecI to_int(Vec v) { return _mm256_cvtps_epi32(v); }
 inline VecI abs_bits(Vec v) {
   return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));

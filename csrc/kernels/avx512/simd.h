@@ -81,6 +81,13 @@ template <int kBits>
 inline VecI broadcast_shifted(std::int32_t x) {
   return _mm512_slli_epi32(_mm512_set1_epi32(x), kBits);
 }
+inline VecI load_i(const void* p) { return _mm512_loadu_si512(p); }
+// Bits [shift, shift + bits) of every lane.
+template <int kBits>
+inline VecI field(VecI v, int shift) {
+  const VecI shifted = _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift));
+  return _mm512_and_si512(shifted, _mm512_set1_epi32((1 << kBits) - 1));
+}
 inline VecI to_int(Vec v) { return _mm512_cvtps_epi32(v); }
 inline VecI abs_bits(Vec v) {
   return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));

@@ -55,6 +55,16 @@ inline float reduce_add(Vec v) { return v; }
 inline float reduce_max(Vec v) { return v; }
 
 inline VecI zero_i() { return 0; }
+inline VecI load_i(const void* p) {
+  VecI v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+// Bits [shift, shift + bits) of a lane.
+template <int kBits>
+inline VecI field(VecI v, int shift) {
+  return static_cast<VecI>(static_cast<std::uint32_t>(v) >> shift) & ((1 << kBits) - 1);
+}
 inline VecI to_int(Vec v) {
   // As CVTPS2DQ: out of range and NaN give INT32_MIN, where a C++ cast would be undefined.
   if (!(v >= -2147483648.0f && v < 2147483648.0f)) return INT32_MIN;

@@ -6,3 +6,4 @@
 #include "kernels/vector/kv_write.h"
 #include "kernels/vector/rows.h"
 #include "kernels/vector/sampling.h"
+#include "kernels/vector/weight_only_linear.h"

@@ -82,11 +82,24 @@ inline VecI broadcast_shifted(std::int32_t x) {
   return _mm512_slli_epi32(_mm512_set1_epi32(x), kBits);
 }
 inline VecI load_i(const void* p) { return _mm512_loadu_si512(p); }
-// Bits [shift, shift + bits) of every lane.
-template <int kBits>
-inline VecI field(VecI v, int shift) {
-  const VecI shifted = _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift));
-  return _mm512_and_si512(shifted, _mm512_set1_epi32((1 << kBits) - 1));
+// Every byte shifted to the left, and of it the bits of kMask.
+template <int kMask>
+inline VecI shift_bytes(VecI v, int shift) {
+  return _mm512_and_si512(_mm512_slli_epi32(v, static_cast<unsigned>(shift)),
+                          _mm512_set1_epi8(static_cast<char>(kMask)));
+}
+template <int kMask>
+inline VecI flip_bytes(VecI v) {
+  return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(kMask)));
+}
+// Byte `from` of every lane as its byte kTo, with zeros about it.
+template <int kTo>
+inline VecI move_byte(VecI v, std::size_t from) {
+  const __m128i lanes = _mm_set_epi32(12, 8, 4, 0);  // where they begin
+  const __m128i zeros = _mm_set1_epi32(static_cast<int>(0x80808080u & ~(0xffu << 8 * kTo)));
+  const __m128i moved =
+      _mm_slli_epi32(_mm_add_epi32(lanes, _mm_set1_epi32(static_cast<int>(from))), 8 * kTo);
+  return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(_mm_or_si128(moved, zeros)));
 }
 inline VecI to_int(Vec v) { return _mm512_cvtps_epi32(v); }
 inline VecI abs_bits(Vec v) {

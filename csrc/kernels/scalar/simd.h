@@ -60,10 +60,19 @@ inline VecI load_i(const void* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-// Bits [shift, shift + bits) of a lane.
-template <int kBits>
-inline VecI field(VecI v, int shift) {
-  return static_cast<VecI>(static_cast<std::uint32_t>(v) >> shift) & ((1 << kBits) - 1);
+// Every byte shifted to the left, and of it the bits of kMask.
+template <int kMask>
+inline VecI shift_bytes(VecI v, int shift) {
+  return static_cast<VecI>(static_cast<std::uint32_t>(v) << shift & kMask * 0x01010101u);
+}
+template <int kMask>
+inline VecI flip_bytes(VecI v) {
+  return static_cast<VecI>(static_cast<std::uint32_t>(v) ^ kMask * 0x01010101u);
+}
+// Byte `from` as byte kTo, with zeros about it.
+template <int kTo>
+inline VecI move_byte(VecI v, std::size_t from) {
+  return static_cast<VecI>((static_cast<std::uint32_t>(v) >> 8 * from & 0xff) << 8 * kTo);
 }
 inline VecI to_int(Vec v) {
   // As CVTPS2DQ: out of range and NaN give INT32_MIN, where a C++ cast would be undefined.

@@ -1,6 +1,7 @@
 // Linear of grouped weights whose activations stay floats: a lane is a row, and every weight is
-// made a float in registers, which costs about as much as its product. For heads: their error would
-// be seen in every logit.
+// made a float in registers, by moving its byte and converting. Its bits come to lie at the byte's
+// top, so it is a power of two times too large; the scale makes up for that. For heads: errors of
+// rounded activations would be seen in every logit.
 #pragma once
 
 #include "kernels/ops.h"
@@ -16,8 +17,13 @@ constexpr std::size_t kFewFloatTokens = 4;
 
 template <std::size_t kBits, bool kMinimum, std::size_t kVecs, std::size_t kTokens>
 struct WeightOnlyTile {
-  static constexpr float kZero = kMinimum ? 0.0f : kBits == 2 ? 1.0f : 1 << (kBits - 1);
   static constexpr std::size_t kPlanes = 8 / kBits;
+  // Where the byte of a weight is moved to: above everything, where its sign is the lane's, unless
+  // it has none.
+  static constexpr std::size_t kByte = kMinimum ? 2 : 3;
+  static constexpr float kUnit = 1.0f / (1u << (8 * kByte + 8 - kBits));
+  // What is left to subtract: codes of 4 and 8 bits get a sign instead.
+  static constexpr float kZero = !kMinimum && kBits == 2 ? 1.0f / kUnit : 0.0f;
 
   explicit WeightOnlyTile(const WeightOnlyLinearArgs& args) : a(args) {
     for (auto& token : sums) {
@@ -28,28 +34,33 @@ struct WeightOnlyTile {
   // Adds `columns` columns of a block from one of its quads on. `scales` are those of their group.
   void unit(const std::uint8_t* block, const std::uint8_t* scales, std::size_t vec,
             std::size_t first_quad, const float* x, std::size_t columns) {
+    const Vec unit_size = broadcast(kUnit);
     Vec scale[kVecs], minimum[kVecs], parts[kTokens][kVecs];
     for (std::size_t v = 0; v < kVecs; ++v) {
       const std::size_t row = (vec + v) * kLanes;
-      scale[v] = load_scales(a.format, scales, row);
+      scale[v] = mul(load_scales(a.format, scales, row), unit_size);
       minimum[v] =
           kMinimum ? load_scales(a.format, scales + a.format.minima_offset(), row) : zero();
       for (auto& token : parts) token[v] = zero();
     }
-    for (std::size_t column = 0; column < columns; column += kQuadColumns, x += kQuadColumns) {
-      const std::size_t quad = first_quad + column / kQuadColumns;
-      const int shift = static_cast<int>(quad % kPlanes * kBits);
-      VecI dwords[kVecs];
+    // A unit begins with the first plane of its bytes.
+    std::size_t offset = first_quad / kPlanes * kGroupBytes;
+    for (std::size_t column = 0; column < columns; offset += kGroupBytes) {
       for (std::size_t v = 0; v < kVecs; ++v) {
-        dwords[v] = load_i(vec_codes<kBits>(block, vec + v) + quad / kPlanes * kGroupBytes);
+        prefetch_ahead<64>(vec_codes<kBits>(block, vec + v) + offset, kGroupedPrefetchBytes);
       }
-      const std::size_t some = columns - column < kQuadColumns ? columns - column : kQuadColumns;
-      if (some == kQuadColumns) {
 #pragma GCC unroll 4
-        for (std::size_t j = 0; j < kQuadColumns; ++j)
-          multiply(dwords, shift, scale, minimum, x, j, parts);
-      } else {
-        for (std::size_t j = 0; j < some; ++j) multiply(dwords, shift, scale, minimum, x, j, parts);
+      for (std::size_t plane = 0; plane < kPlanes && column < columns; ++plane) {
+        VecI tops[kVecs];
+        for (std::size_t v = 0; v < kVecs; ++v) {
+          tops[v] = top_bits(load_i(vec_codes<kBits>(block, vec + v) + offset), plane);
+        }
+        const std::size_t left = columns - column;
+#pragma GCC unroll 4
+        for (std::size_t j = 0; j < kQuadColumns; ++j) {
+          if (j < left) multiply(tops, scale, minimum, x + column, j, parts);
+        }
+        column += kQuadColumns;
       }
     }
     for (std::size_t t = 0; t < kTokens; ++t) {
@@ -64,13 +75,22 @@ struct WeightOnlyTile {
   Vec sums[kTokens][kVecs];
 
  private:
-  void multiply(const VecI* dwords, int shift, const Vec* scale, const Vec* minimum, const float* x,
+  // The bits of a plane at the top of their bytes, with zeros below.
+  static VecI top_bits(VecI codes, std::size_t plane) {
+    constexpr int kTop = 0xff & (0xff << (8 - kBits));
+    constexpr int kSign = kMinimum || kBits == 2 ? 0 : 0x80;
+    const VecI top = shift_bytes<kTop>(codes, static_cast<int>(8 - kBits - plane * kBits));
+    return kSign ? flip_bytes<kSign>(top) : top;
+  }
+
+  void multiply(const VecI* tops, const Vec* scale, const Vec* minimum, const float* x,
                 std::size_t j, Vec (&parts)[kTokens][kVecs]) {
     Vec xs[kTokens];
     for (std::size_t t = 0; t < kTokens; ++t) xs[t] = broadcast(x[t * a.k + j]);
     for (std::size_t v = 0; v < kVecs; ++v) {
-      const Vec code = to_float(field<kBits>(dwords[v], shift + static_cast<int>(8 * j)));
-      const Vec weight = kMinimum ? fma(scale[v], code, minimum[v]) : sub(code, broadcast(kZero));
+      Vec weight = to_float(move_byte<kByte>(tops[v], j));
+      if constexpr (kMinimum) weight = fma(scale[v], weight, minimum[v]);
+      if constexpr (kZero > 0.0f) weight = sub(weight, broadcast(kZero));
       for (std::size_t t = 0; t < kTokens; ++t) parts[t][v] = fma(weight, xs[t], parts[t][v]);
     }
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -156,6 +157,8 @@ class EngineConfig:
         eviction: which cached page gives way to a new one.
         scheduling: which waiting sequence runs next: the first come, the highest priority (waiting
             counts too), or the one with most of its prompt in the cache (likewise).
+        rope_limits: lengths beyond which the model rotates a sequence by other frequencies,
+            ascending.
     """
 
     context_length: int
@@ -166,6 +169,11 @@ class EngineConfig:
     prefix_cache: bool = True
     eviction: Eviction = "arc"
     scheduling: Scheduling = "fcfs"
+    rope_limits: tuple[int, ...] = ()
+
+    def rope_set(self, capacity: int) -> int:
+        """Return which frequencies rotate a sequence that may grow to so many tokens."""
+        return bisect_left(self.rope_limits, capacity)
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_blocks", "max_sequences", "token_budget"):

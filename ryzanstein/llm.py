@@ -175,7 +175,11 @@ class LLM:
         self.isa = loaded.decoder.isa
         plan = self._plan(loaded, context_length, kv_dtype)
         plan = dataclasses.replace(
-            plan, prefix_cache=prefix_cache, eviction=eviction, scheduling=scheduling
+            plan,
+            prefix_cache=prefix_cache,
+            eviction=eviction,
+            scheduling=scheduling,
+            rope_limits=self.config.rope_limits,
         )
         config = self.config
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
@@ -214,7 +218,8 @@ class LLM:
             longest = min(num_tokens, config.max_position_embeddings)
             num_blocks = -(-longest // _core.PAGE_TOKENS)
             cache = _core.PagedCache(*shape, num_blocks, "f16")
-            return DraftModelProposer(self._engine.decoder, cache)
+            rope_set = self._engine.rope_set(longest)
+            return DraftModelProposer(self._engine.decoder, cache, rope_set)
 
         return make
 

@@ -81,7 +81,7 @@ SHAPES = {
 }
 
 
-def run(pair: Twins, tokens: np.ndarray) -> tuple[F32Array, F32Array]:
+def run(pair: Twins, tokens: np.ndarray, rope_set: int = 0) -> tuple[F32Array, F32Array]:
     """Return hidden states [L + 1, T, hidden] and logits [T, V] of one sequence."""
     count = len(tokens)
     blocks = -(-count // 32)
@@ -96,19 +96,20 @@ def run(pair: Twins, tokens: np.ndarray) -> tuple[F32Array, F32Array]:
         positions,
         pair.native.cache(blocks, "f32"),
         hidden,
+        rope_sets=np.array([rope_set], np.int32),
     )
     return hidden, logits
 
 
-def compare(shape: Shape, count: int, isa: str, threads: int) -> None:
+def compare(shape: Shape, count: int, isa: str, threads: int, rope_set: int = 0) -> None:
     tokens = np.random.default_rng(count).integers(0, shape.vocab, count).astype(np.int32)
     # One whose activations all round to the same integers in float32.
     for seed in range(20):
         pair = twins(seed, shape, isa=isa, threads=threads)
-        trace = pair.oracle.forward(tokens)
+        trace = pair.oracle.forward(tokens, rope_set)
         if trace.margin > GOLDEN_MARGIN:
             break
-    hidden, logits = run(pair, tokens)
+    hidden, logits = run(pair, tokens, rope_set)
     assert trace.margin > GOLDEN_MARGIN
     assert relative_error(hidden, trace.hidden) < GOLDEN_HIDDEN
     assert relative_error(logits, trace.logits) < GOLDEN_LOGITS
@@ -118,6 +119,11 @@ def compare(shape: Shape, count: int, isa: str, threads: int) -> None:
 def test_each_feature(name: str, isa: str) -> None:
     shape = SHAPES[name]
     compare(shape, 6 if QUANTISED & set(shape.kinds) else 45, isa, threads=1)
+
+
+@pytest.mark.parametrize("rope_set", [0, 1, 2])
+def test_each_rope_set(rope_set: int, isa: str) -> None:
+    compare(replace(DENSE, ropes=(1, 0)), 45, isa, threads=1, rope_set=rope_set)
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,30 @@ def test_cached_pages_hold_what_computing_again_writes(isa: str, kv_dtype: KVDty
     assert turns[0].logprobs == turns[1].logprobs
 
 
+def test_a_sequence_keeps_the_frequencies_of_its_capacity(isa: str) -> None:
+    """Also beside others, and where a page of the same tokens is cached under other frequencies."""
+    model = tiny_decoder(7, isa=isa)
+    short, long = (make_sequence(TOKENS, count, logprobs=3, temperature=0) for count in (10, 50))
+    engine = tiny_engine(model, rope_limits=(len(TOKENS) + 10,))
+    finish(engine, [short])
+    finish(engine, [long])
+    assert not long.prefix.pages
+    again = [make_sequence(TOKENS, count, logprobs=3, temperature=0) for count in (10, 50)]
+    finish(engine, again)
+    assert [len(sequence.prefix.pages) for sequence in again] == [len(TOKENS) // 32] * 2
+    for sequence, known, rope_set in zip(again, (short, long), (0, 1), strict=True):
+        assert sequence.rope_set == known.rope_set == rope_set
+        assert sequence.generated.tolist() == known.generated.tolist()
+        assert sequence.logprobs == known.logprobs
+    # Other frequencies are other logits, from the second token on.
+    assert short.logprobs != long.logprobs[:10]
+    ((_, scored),) = list(engine.logits(TOKENS[:1]))
+    rows = np.concatenate([rows for _, rows in engine.logits(TOKENS)])
+    top = [int(row.argmax()) for row in rows]
+    assert scored.tobytes() == rows[:1].tobytes()
+    assert top[-1] == short.generated[0]
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_thread_counts_of_the_engine(sampling: str, isa: str) -> None:
     one, two, three = (

@@ -256,6 +256,7 @@ class Scheduler:
             seen=sequence.known(draft),
             copies=reservation.copies,
             draft=draft,
+            rope_set=sequence.rope_set,
         )
 
     def _needed(self, sequence: Sequence, n: int) -> int:

@@ -69,6 +69,7 @@ class Sequence:
         branches: further samples of the prompt, which the engine lets begin behind it.
         beams: the beam search that this sequence is a beam of; it draws nothing then.
         candidates: what the search has to know of the next token, as soon as it is computed.
+        rope_set: which of the model's frequencies rotate it, from its first token to its last.
     """
 
     buffer: I32Array
@@ -98,6 +99,7 @@ class Sequence:
     branches: list[Sequence] = field(default_factory=list)
     beams: BeamRequest | None = None
     candidates: Candidates | None = None
+    rope_set: int = 0
 
     def __post_init__(self) -> None:
         self.num_tokens = self.num_prompt_tokens

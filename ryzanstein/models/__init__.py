@@ -39,7 +39,7 @@ from ryzanstein.models.gemma import GEMMA, GEMMA2, GEMMA3
 from ryzanstein.models.llama import LLAMA, MISTRAL
 from ryzanstein.models.packing import Packing, resolve_head
 from ryzanstein.models.qwen import QWEN2, QWEN3
-from ryzanstein.models.rope import inverse_frequencies
+from ryzanstein.models.rope import frequency_sets
 from ryzanstein.models.tensors import check_tensors, count_parameters, matrix_shapes
 from ryzanstein.models.weights import WeightReader
 from ryzanstein.progress import byte_progress
@@ -316,8 +316,8 @@ def _decoder_config(config: ModelConfig, family: Family, dtype: str) -> DecoderC
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         activation=config.activation,
-        inv_freq=np.stack([inverse_frequencies(rope, config.head_dim) for rope in config.ropes]),
-        rope_attention_factor=config.ropes[0].attention_factor,
+        inv_freq=frequency_sets(config.ropes, config.head_dim),
+        rope_attention_factors=np.array([rope.attention_factor for rope in config.ropes]),
         embedding_scale=_embedding_scale(config, dtype) if family.scales_embedding else 1.0,
         attention_scale=config.attention_scale,
         attention_softcap=config.attention_softcap,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
-from ryzanstein.models.rope import RopeConfig, read_ropes
+from ryzanstein.models.rope import RopeConfig, read_ropes, rope_limits
 
 if TYPE_CHECKING:
     from ryzanstein.config import WeightKind
@@ -91,6 +91,11 @@ class ModelConfig:
         return max(self.max_position_embeddings, *(rope.max_context for rope in self.ropes))
 
     @property
+    def rope_limits(self) -> tuple[int, ...]:
+        """Return the lengths of sequences beyond which they are rotated by other frequencies."""
+        return rope_limits(self.ropes)
+
+    @property
     def attention_scale(self) -> float:
         """Return what scores are multiplied by."""
         return 1.0 / math.sqrt(self.query_scalar or self.head_dim)
@@ -129,7 +134,7 @@ def parse_config(fields: Fields, family: Family) -> ModelConfig:
         max_position_embeddings=context,
         rms_norm_eps=fields.number("rms_norm_eps", *_EPS),
         activation=_activation(fields, family),
-        ropes=read_ropes(fields, family, context),
+        ropes=read_ropes(fields, family, context, head_dim),
         tie_word_embeddings=tied,
         attn_sub_norm=family.attn_sub_norm is not None,
         ffn_sub_norm=family.ffn_sub_norm is not None,

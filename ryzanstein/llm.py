@@ -565,12 +565,13 @@ class LLM:
     ) -> Sequence:
         self._check_params(params)
         check_integer("priority", priority, -_MOST_PRIORITY, _MOST_PRIORITY)
-        max_tokens = self._max_tokens(ids, params.max_tokens)
+        max_tokens = self._max_tokens(ids, params.max_tokens, params.context_shift)
         output = params.structured_output
         return Sequence.create(
             ids,
             params,
             max_tokens=max_tokens,
+            context_length=self.context_length,
             eos_token_ids=self.tokenizer.eos_token_ids,
             words=find_words(params, self.tokenizer),
             constraint=None if output is None else self._constraints.compile(output),
@@ -578,7 +579,7 @@ class LLM:
             cache_salt=cache_salt,
         )
 
-    def _max_tokens(self, ids: I32Array, wanted: int | None) -> int:
+    def _max_tokens(self, ids: I32Array, wanted: int | None, num_kept: int | None = None) -> int:
         """Return how many tokens may follow a prompt, of those asked for."""
         room = self.context_length - len(ids)
         if room < 1:
@@ -586,6 +587,10 @@ class LLM:
                 f"the prompt has {len(ids)} tokens, but the context of {self.context_length} must "
                 "also hold what is generated; shorten the prompt or raise context_length"
             )
+        if num_kept is not None:
+            # Half of the context at least is there to be dropped.
+            check_integer("context_shift", num_kept, 0, self.context_length // 2)
+            return wanted or self.defaults.max_tokens
         if wanted is not None and wanted > room:
             raise ContextLengthError(
                 f"{len(ids)} prompt tokens and max_tokens={wanted} exceed the context "

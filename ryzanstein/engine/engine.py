@@ -87,7 +87,7 @@ class Engine:
     def _equip(self, sequence: Sequence) -> None:
         """Give a sequence what it shares pages and guesses with."""
         sequence.rope_set = self.config.rope_set(sequence.capacity)
-        sequence.chain = self._chain(sequence.buffer, sequence.rope_set, sequence.cache_salt)
+        self._index(sequence)
         if self._make_proposer is not None and sequence.beams is None:
             proposer = self._make_proposer(sequence.capacity)
             sequence.drafter = Drafter(proposer, DraftLength(self.step_times))
@@ -108,6 +108,8 @@ class Engine:
             return
         try:
             began = time.perf_counter()
+            for sequence in self.scheduler.shift():
+                self._index(sequence)
             num_decoding = self.scheduler.num_decoding
             self.scheduler.prefill_tokens = self.step_times.chunk(num_decoding)
             planned = self.scheduler.schedule()
@@ -218,6 +220,10 @@ class Engine:
                 n = self._rows_per_step(logits.shape[1])
         finally:
             self.blocks.free(table)
+
+    def _index(self, sequence: Sequence) -> None:
+        """Let a sequence find and share pages of what the model sees of it."""
+        sequence.chain = self._chain(sequence.context, sequence.rope_set, sequence.cache_salt)
 
     def _chain(self, tokens: I32Array, rope_set: int, salt: str) -> PageChain:
         """Return the pages of a sequence under everything that determines their numbers."""

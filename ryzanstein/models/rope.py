@@ -90,8 +90,9 @@ def read_ropes(
         for divisors in (rope.short_factor, rope.long_factor):
             if rope.kind == "longrope" and len(divisors) != head_dim // 2:
                 raise CorruptFileError(
-                    f"{fields.name('short_factor')} and 'long_factor' of longrope must have "
-                    f"{head_dim // 2} numbers each, for half of a head, found {len(divisors)}"
+                    f"{fields.name('rope_scaling')} is longrope: short_factor and long_factor must "
+                    f"have {head_dim // 2} numbers each, for heads of {head_dim}, found "
+                    f"{len(divisors)}"
                 )
     return ropes
 
@@ -137,13 +138,14 @@ def _read_section(
         raise UnsupportedFormatError(
             f"{section.name('rope_type')} is {kind!r}; supported are default, {', '.join(_READERS)}"
         )
-    return _READERS[kind](_Scaling(fields, section, theta, max_context))
+    return _READERS[kind](_Scaling(kind, fields, section, theta, max_context))
 
 
 @dataclass(frozen=True, slots=True)
 class _Scaling:
     """What a section of scaling parameters is read with."""
 
+    kind: str
     fields: Fields
     section: Fields
     theta: float
@@ -178,17 +180,10 @@ class _Scaling:
         return self.section.number(key, *limits) if self.section.has(key) else default
 
 
-def _read_linear(scaling: _Scaling) -> RopeConfig:
-    return RopeConfig("linear", scaling.theta, scaling.factor)
-
-
-def _read_ntk(scaling: _Scaling) -> RopeConfig:
-    return RopeConfig("ntk", scaling.theta, scaling.factor)
-
-
-def _read_dynamic(scaling: _Scaling) -> RopeConfig:
-    original = scaling.max_context  # transformers knows no other key for it here
-    return RopeConfig("dynamic", scaling.theta, scaling.factor, original_context=original)
+def _read_factor(scaling: _Scaling) -> RopeConfig:
+    # Only "dynamic" looks at a context, for which transformers knows no other key.
+    original = scaling.max_context if scaling.kind == "dynamic" else 0
+    return RopeConfig(scaling.kind, scaling.theta, scaling.factor, original_context=original)
 
 
 def _read_longrope(scaling: _Scaling) -> RopeConfig:
@@ -243,9 +238,9 @@ def _read_yarn(scaling: _Scaling) -> RopeConfig:
 
 
 _READERS: dict[str, Callable[[_Scaling], RopeConfig]] = {
-    "linear": _read_linear,
-    "ntk": _read_ntk,
-    "dynamic": _read_dynamic,
+    "linear": _read_factor,
+    "ntk": _read_factor,
+    "dynamic": _read_factor,
     "yarn": _read_yarn,
     "longrope": _read_longrope,
     "llama3": _read_llama3,

@@ -71,6 +71,7 @@ SHAPES = {
     "two rotary tables": replace(DENSE, ropes=(1, 0), layers=3),
     "a window of one": replace(DENSE, windows=(1,)),
     "windows": replace(DENSE, windows=(7, 0, 33), layers=3),
+    "windows with sinks": replace(DENSE, windows=(7, 1, 20), sinks=(4, 1, 23), layers=3),
     "a wide head": replace(DENSE, head_dim=256),
     "gemma2": GEMMA2,
     "gemma3": replace(
@@ -133,11 +134,17 @@ def test_more_threads_than_tokens(name: str, isa: str) -> None:
     compare(SHAPES[name], 2, isa, threads=3)
 
 
-@pytest.mark.parametrize("window", [1, 31, 32, 33, 200, 255, 256, 257, 280, 600])
+@pytest.mark.parametrize(
+    ("window", "sinks"),
+    [
+        *((window, 0) for window in (1, 31, 32, 33, 200, 255, 256, 257, 280, 600)),
+        *((window, sinks) for window in (1, 33, 250, 280) for sinks in (1, 4, 257)),
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_windows_over_several_splits(threads: int, window: int, isa: str) -> None:
+def test_windows_over_several_splits(threads: int, window: int, sinks: int, isa: str) -> None:
     """With three threads and few heads, the splits of 256 keys are shared."""
-    shape = replace(DENSE, windows=(window,), layers=1, heads=2, kv_heads=1)
+    shape = replace(DENSE, windows=(window,), sinks=(sinks,), layers=1, heads=2, kv_heads=1)
     compare(shape, 560, isa, threads)
 
 

@@ -111,6 +111,7 @@ def test_kernel_regimes_by_batch_size(model: TinyModel) -> None:
 OTHERS = {
     "dense": Shape(kinds=("bf16",) * 7, hidden=40, biases=True, activation="gelu_tanh"),
     "window": Shape(windows=(37, 0, 300), layers=3, output_norms=True, ropes=(1, 0)),
+    "sinks": Shape(windows=(37, 5, 300), sinks=(4, 40, 33), layers=3),
     "soft caps": Shape(attention_softcap=3.0, final_softcap=3.0, gain=3.0, head_norms=True),
     "grouped": Shape(kinds=("int4", "int8", "int2", "int4", "int8", "int4", "int4"), inner=150),
     "several kinds": Shape(kinds=("ternary", "f16", "ternary", "f32", "bf16", "bf16", "ternary")),

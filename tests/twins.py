@@ -44,6 +44,7 @@ class Shape:
     output_norms: bool = False
     # Of each layer in turn.
     windows: tuple[int, ...] = (0,)
+    sinks: tuple[int, ...] = (0,)
     ropes: tuple[int, ...] = (0,)
     activation: _core.Activation = "silu"
     embedding_scale: float = 1.0
@@ -127,6 +128,7 @@ class _Maker:
         }
         plain: dict[str, Any] = {
             "sliding_window": s.windows[index % len(s.windows)],
+            "attention_sinks": s.sinks[index % len(s.sinks)],
             "rope": s.ropes[index % len(s.ropes)],
         }
         return (

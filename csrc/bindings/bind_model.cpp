@@ -45,7 +45,7 @@ LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn
                         const OptionalVector& q_norm, const OptionalVector& k_norm,
                         const OptionalVector& attn_sub_norm, const OptionalVector& attn_output_norm,
                         const OptionalVector& ffn_sub_norm, const OptionalVector& ffn_output_norm,
-                        std::size_t sliding_window, std::size_t rope,
+                        std::size_t sliding_window, std::size_t attention_sinks, std::size_t rope,
                         const std::shared_ptr<TernaryRows>& up_rows,
                         const std::shared_ptr<TernaryRows>& down_columns) {
   return {.input_norm = to_vector(input_norm, "input_norm"),
@@ -53,6 +53,7 @@ LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn
           .q_norm = optional_vector(q_norm, "q_norm"),
           .k_norm = optional_vector(k_norm, "k_norm"),
           .sliding_window = sliding_window,
+          .attention_sinks = attention_sinks,
           .rope = rope,
           .attn_sub_norm = optional_vector(attn_sub_norm, "attn_sub_norm"),
           .o_proj = std::move(o_proj),
@@ -256,7 +257,7 @@ void bind_weights(py::module_& m) {
            py::arg("attn_output_norm").noconvert() = py::none(),
            py::arg("ffn_sub_norm").noconvert() = py::none(),
            py::arg("ffn_output_norm").noconvert() = py::none(), py::arg("sliding_window") = 0,
-           py::arg("rope") = 0, py::arg("up_rows") = py::none(),
+           py::arg("attention_sinks") = 0, py::arg("rope") = 0, py::arg("up_rows") = py::none(),
            py::arg("down_columns") = py::none());
   py::class_<DecoderConfig>(m, "DecoderConfig")
       .def(py::init(&make_config), py::kw_only(), py::arg("hidden_size"), py::arg("num_heads"),

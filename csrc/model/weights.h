@@ -99,6 +99,7 @@ struct LayerWeights {
   std::vector<float> q_norm;    // optional, [head_dim]: of every head, before it is rotated
   std::vector<float> k_norm;
   std::size_t sliding_window;        // keys a token sees, its own among them; 0 for all
+  std::size_t attention_sinks;       // with a window, the first keys, which every token sees too
   std::size_t rope;                  // which of a set in DecoderConfig::inv_freq
   std::vector<float> attn_sub_norm;  // optional
   Linear o_proj;

@@ -285,8 +285,9 @@ class LayerWeights:
     `ffn_norm` [hidden] come before the blocks; optional are `q_norm` and `k_norm` [D], of every
     head before it is rotated, `attn_sub_norm` [H * D] and `ffn_sub_norm` before o_proj and
     down_proj, and `attn_output_norm` and `ffn_output_norm` [hidden] on what a block adds to the
-    residual stream. With a `sliding_window` of n, a token sees the last n keys, its own among them;
-    0 is all. `rope` says which of a set in `inv_freq` rotates this layer.
+    residual stream. With a `sliding_window` of n, a token sees the last n keys, its own among them,
+    and the first `attention_sinks`; 0 is all. `rope` says which of a set in `inv_freq` rotates this
+    layer.
 
     `up_rows` and `down_columns` are copies of the rows of up and of the columns of down by which a
     step of one token passes over channels that are zero; they need relu2, a fused ternary `mlp_in`,
@@ -311,6 +312,7 @@ class LayerWeights:
         ffn_sub_norm: F32Array | None = None,
         ffn_output_norm: F32Array | None = None,
         sliding_window: int = 0,
+        attention_sinks: int = 0,
         rope: int = 0,
         up_rows: TernaryRows | None = None,
         down_columns: TernaryRows | None = None,
@@ -321,9 +323,9 @@ class DecoderConfig:
 
     `inv_freq` is float64 [rope_sets, ropes, D / 2]: a layer says which of a set it takes, a
     sequence which set. `rope_attention_factors` float64 [ropes] multiply cosines and sines.
-    Embedding rows are multiplied by `embedding_scale`, scores by `attention_scale` (None: 1 / sqrt(D)). A softcap c, where not 0, makes c * tanh(x / c) of the
-    scaled scores, or of the logits, which takes a dense head. "gelu_tanh" is transformers'
-    gelu_pytorch_tanh.
+    Embedding rows are multiplied by `embedding_scale`, scores by `attention_scale` (None:
+    1 / sqrt(D)). A softcap c, where not 0, makes c * tanh(x / c) of the scaled scores, or of the
+    logits, which takes a dense head. "gelu_tanh" is transformers' gelu_pytorch_tanh.
     """
 
     def __init__(

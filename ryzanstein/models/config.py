@@ -79,6 +79,16 @@ class ModelConfig:
     query_scalar: float | None = None  # scores are divided by its square root; None: head_dim
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
+    # Asked for when loading, not of the model: 0 for none.
+    attention_window: int = 0
+    attention_sinks: int = 0
+
+    def attention_span(self, layer: int) -> tuple[int, int]:
+        """Return how many of the last keys, 0 for all, and of the first a token of a layer sees."""
+        own, asked = self.sliding_windows[layer], self.attention_window
+        if not asked or 0 < own <= asked:
+            return own, 0
+        return asked, self.attention_sinks
 
     @property
     def has_input_norms(self) -> bool:

@@ -114,6 +114,7 @@ class Layer:
     ffn_sub_norm: F64 | None = None
     ffn_output_norm: F64 | None = None
     sliding_window: int = 0
+    attention_sinks: int = 0
     rope: int = 0
 
 
@@ -178,6 +179,7 @@ class Decoder:
             scale=c.attention_scale,
             softcap=c.attention_softcap,
             window=layer.sliding_window,
+            sinks=layer.attention_sinks,
         )
         mixed = self._normed(mixed.reshape(len(x), -1), layer.attn_sub_norm)
         return self._normed(self._linears([layer.o_proj], mixed), layer.attn_output_norm)

@@ -300,13 +300,17 @@ class Attention {
     }
   }
 
-  // Calls `each` with the first key of every page that has any that are seen.
+  // Calls `each` with the first key of every page that has any that are seen. From one place: only
+  // there does the compiler keep in registers what `each` adds up.
   template <typename Each>
   static void for_pages(const Seen& keys, const Each& each) {
-    for (std::size_t i = 0; i < keys.hole; i += kPageTokens) each(i);
-    std::size_t i = keys.resume / kPageTokens * kPageTokens;
-    if (i < keys.hole) i += kPageTokens;  // that one was among the sinks'
-    for (; i < keys.end; i += kPageTokens) each(i);
+    const std::size_t window = keys.resume / kPageTokens * kPageTokens;
+    std::size_t i = keys.hole != 0 ? 0 : window;
+    while (i < keys.end) {
+      each(i);
+      i += kPageTokens;
+      if (i >= keys.hole && i < window) i = window;
+    }
   }
 
   // Turns the scores of the keys that a row sees into weights exp(s - max), with zeros beside them
@@ -373,9 +377,11 @@ class Attention {
     const std::size_t page_end = at + kPageTokens < end ? at + kPageTokens : end;
     for (std::size_t t = first_token(at); t < a_.tokens; ++t) {
       const Seen keys = seen(t, at, page_end);
-      const auto add = [&](std::size_t first_key, std::size_t last_key) {
-        const std::size_t first = first_key / F::kDepth;
-        const std::size_t steps = (last_key + F::kDepth - 1) / F::kDepth;
+      if (keys.end == 0) continue;
+      // What is before the hole, if there is one, and what is behind it.
+      for (bool is_last = keys.hole == 0;; is_last = true) {
+        const std::size_t first = (is_last ? keys.resume : 0) / F::kDepth;
+        const std::size_t steps = ((is_last ? keys.end : keys.hole) + F::kDepth - 1) / F::kDepth;
         for_tiles<kValueRows>(t * a_.group, (t + 1) * a_.group, [&](auto rows, std::size_t r) {
           for_tiles<kValueVecs>(0, padded_ / kLanes, [&](auto vecs, std::size_t v) {
             const std::size_t d = v * kLanes;
@@ -385,9 +391,8 @@ class Attention {
                 out + r * padded_ + d, padded_);
           });
         });
-      };
-      if (keys.hole != 0) add(0, keys.hole);
-      if (keys.end != 0) add(keys.resume, keys.end);
+        if (is_last) break;
+      }
     }
   }
 

@@ -84,7 +84,7 @@ class Weights:
             vocab_size=_GROUPS + 1,
             rms_norm_eps=shape.rms_eps,
             activation="relu2",
-            inv_freq=np.ones((1, _HEAD_DIM // 2)),
+            inv_freq=np.ones((1, 1, _HEAD_DIM // 2)),
         )
         layers = [self._with_copy(parts, product) for parts in self._layers]
         ones = np.ones(shape.hidden, np.float32)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_left
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 from ryzanstein.errors import OutOfMemoryError, ValidationError
 
 __all__ = [
+    "AttentionSpan",
     "EngineConfig",
     "Eviction",
     "HeadKind",
@@ -19,6 +21,7 @@ __all__ = [
     "Scheduling",
     "WeightKind",
     "cache_directory",
+    "check_attention",
     "check_integer",
     "check_kv_dtype",
     "check_lm_head",
@@ -35,6 +38,7 @@ Eviction: TypeAlias = Literal["lru", "lfu", "fifo", "cost", "arc"]
 Scheduling: TypeAlias = Literal["fcfs", "priority", "prefix"]
 Speculative: TypeAlias = Literal["ngram", "suffix", "auto"]
 
+_MOST_KEYS = (1 << 31) - 1
 _MAX_SEQUENCES = 16
 # A step cannot be interrupted, and every decoding sequence waits for it. Prefill speed is flat from
 # 64 tokens on: the weights are reused enough by then.
@@ -42,6 +46,13 @@ _TOKEN_BUDGET = 128
 # Pages are committed as they are written, so the pool may be as large as what is free now, less
 # room for the workspace, the tokenizer and the page tables.
 _POOL_SHARE_OF_FREE_MEMORY = 0.8
+
+
+class AttentionSpan(TypedDict):
+    """The last and the first keys that a token sees at most; a window of 0 is no limit."""
+
+    attention_window: int
+    attention_sinks: int
 
 
 def cache_directory() -> Path | None:
@@ -94,6 +105,24 @@ def check_real(
     if not (inside and number <= maximum and math.isfinite(number)):
         raise ValidationError(f"{name} must be {in_range}, got {value!r}")
     return number
+
+
+def check_attention(window: object, sinks: object) -> AttentionSpan:
+    """Return which keys a token may see at most, as the models take it.
+
+    Raises:
+        ValidationError: numbers out of range, or sinks without a window.
+    """
+    if window is None:
+        if check_integer("attention_sinks", sinks, 0):
+            raise ValidationError(
+                f"attention_sinks={sinks} needs an attention_window: without, every key is seen"
+            )
+        return {"attention_window": 0, "attention_sinks": 0}
+    return {
+        "attention_window": check_integer("attention_window", window, 1, _MOST_KEYS),
+        "attention_sinks": check_integer("attention_sinks", sinks, 0, _MOST_KEYS),
+    }
 
 
 def check_kv_dtype(value: object) -> None:
@@ -156,6 +185,8 @@ class EngineConfig:
         eviction: which cached page gives way to a new one.
         scheduling: which waiting sequence runs next: the first come, the highest priority (waiting
             counts too), or the one with most of its prompt in the cache (likewise).
+        rope_limits: lengths beyond which the model rotates a sequence by other frequencies,
+            ascending.
     """
 
     context_length: int
@@ -166,6 +197,11 @@ class EngineConfig:
     prefix_cache: bool = True
     eviction: Eviction = "arc"
     scheduling: Scheduling = "fcfs"
+    rope_limits: tuple[int, ...] = ()
+
+    def rope_set(self, capacity: int) -> int:
+        """Return which frequencies rotate a sequence that may grow to so many tokens."""
+        return bisect_left(self.rope_limits, capacity)
 
     def __post_init__(self) -> None:
         for name in ("context_length", "num_blocks", "max_sequences", "token_budget"):

@@ -16,6 +16,7 @@ from ryzanstein import _core
 from ryzanstein.chat_template import ChatTemplate
 from ryzanstein.config import (
     Speculative,
+    check_attention,
     check_integer,
     check_kv_dtype,
     check_lm_head,
@@ -101,6 +102,12 @@ class LLM:
             (balances recency and frequency).
         scheduling: which waiting request runs next: "fcfs" (the first), "priority" (the highest)
             or "prefix" (the one with most of its prompt in the cache). Waiting counts in them all.
+        attention_window: keys that a token sees at most, the last ones, its own among them; None
+            leaves every layer what it was trained with. Time per token is bounded by it; memory is
+            not, pages outside stay.
+        attention_sinks: keys that it sees besides, the first of the sequence, to which models give
+            the attention they have no use for: with 4 or more, text far beyond the window stays
+            fluent.
         isa: instruction-set tier; None takes RYZANSTEIN_ISA, else the best this machine has.
         weight_cache: keep the packed weights of large models in RYZANSTEIN_CACHE (by default
             ~/.cache/ryzanstein), up to RYZANSTEIN_CACHE_LIMIT gigabytes (16), and map them next
@@ -135,6 +142,8 @@ class LLM:
         prefix_cache: bool = True,
         eviction: Eviction = "arc",
         scheduling: Scheduling = "fcfs",
+        attention_window: int | None = None,
+        attention_sinks: int = 0,
         isa: str | None = None,
         weight_cache: bool = True,
         skip_zeros: SkipZeros | None = None,
@@ -146,10 +155,11 @@ class LLM:
         check_lm_head(lm_head)
         check_weights(weights)
         check_policies(prefix_cache, eviction, scheduling)
+        span = check_attention(attention_window, attention_sinks)
         files = open_files(resolve_model(model))
         self.path = files.path
         # Everything that can be wrong cheaply comes before the weights.
-        self.config = read_config(files)
+        self.config = dataclasses.replace(read_config(files), **span)
         if context_length is not None:
             check_integer("context_length", context_length, 1, self.config.max_context)
         self.tokenizer = Tokenizer.from_files(files)
@@ -169,6 +179,7 @@ class LLM:
             lm_head=lm_head,
             weights=weights,
             skip_zeros=skip_zeros,
+            **span,
             weight_cache=default_weight_cache() if weight_cache else None,
             progress=sys.stderr.isatty(),
         )
@@ -177,11 +188,20 @@ class LLM:
         plan = dataclasses.replace(
             plan, prefix_cache=prefix_cache, eviction=eviction, scheduling=scheduling
         )
+        identity = f"{files.open_weights().identity()} {self.config} {weights} {self.isa}"
+        self._engine = self._start(loaded, plan, identity, make_proposer)
+
+    def _start(
+        self,
+        loaded: LoadedModel,
+        plan: EngineConfig,
+        identity: str,
+        make_proposer: MakeProposer | None,
+    ) -> SharedEngine:
         config = self.config
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
         cache = _core.PagedCache(*shape, plan.num_blocks, plan.kv_dtype)
-        identity = f"{files.open_weights().identity()} {config} {weights} {self.isa}"
-        self._engine = SharedEngine(Engine(loaded.decoder, cache, plan, identity, make_proposer))
+        return SharedEngine(Engine(loaded.decoder, cache, plan, identity, make_proposer))
 
     def _proposers(self, speculative: object) -> MakeProposer | None:
         """Return what makes the sources of guesses that `speculative` names."""
@@ -214,7 +234,8 @@ class LLM:
             longest = min(num_tokens, config.max_position_embeddings)
             num_blocks = -(-longest // _core.PAGE_TOKENS)
             cache = _core.PagedCache(*shape, num_blocks, "f16")
-            return DraftModelProposer(self._engine.decoder, cache)
+            rope_set = self._engine.rope_set(longest)
+            return DraftModelProposer(self._engine.decoder, cache, rope_set)
 
         return make
 
@@ -223,7 +244,7 @@ class LLM:
     ) -> EngineConfig:
         config = self.config
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        return plan_engine(
+        plan = plan_engine(
             context_length=context_length,
             trained_length=config.max_position_embeddings,
             block_tokens=_core.PAGE_TOKENS,
@@ -231,6 +252,7 @@ class LLM:
             kv_dtype=kv_dtype,
             free_bytes=max(0, read_host().free_bytes - loaded.mapped_bytes),
         )
+        return dataclasses.replace(plan, rope_limits=config.rope_limits)
 
     @property
     def context_length(self) -> int:
@@ -560,12 +582,13 @@ class LLM:
     ) -> Sequence:
         self._check_params(params)
         check_integer("priority", priority, -_MOST_PRIORITY, _MOST_PRIORITY)
-        max_tokens = self._max_tokens(ids, params.max_tokens)
+        max_tokens = self._max_tokens(ids, params.max_tokens, params.context_shift)
         output = params.structured_output
         return Sequence.create(
             ids,
             params,
             max_tokens=max_tokens,
+            context_length=self.context_length,
             eos_token_ids=self.tokenizer.eos_token_ids,
             words=find_words(params, self.tokenizer),
             constraint=None if output is None else self._constraints.compile(output),
@@ -573,7 +596,7 @@ class LLM:
             cache_salt=cache_salt,
         )
 
-    def _max_tokens(self, ids: I32Array, wanted: int | None) -> int:
+    def _max_tokens(self, ids: I32Array, wanted: int | None, num_kept: int | None = None) -> int:
         """Return how many tokens may follow a prompt, of those asked for."""
         room = self.context_length - len(ids)
         if room < 1:
@@ -581,6 +604,10 @@ class LLM:
                 f"the prompt has {len(ids)} tokens, but the context of {self.context_length} must "
                 "also hold what is generated; shorten the prompt or raise context_length"
             )
+        if num_kept is not None:
+            # Half of the context at least is there to be dropped.
+            check_integer("context_shift", num_kept, 0, self.context_length // 2)
+            return wanted or self.defaults.max_tokens
         if wanted is not None and wanted > room:
             raise ContextLengthError(
                 f"{len(ids)} prompt tokens and max_tokens={wanted} exceed the context "

@@ -59,7 +59,7 @@ def config(**changes: Any) -> _core.DecoderConfig:
         "vocab_size": VOCAB,
         "rms_norm_eps": 1e-5,
         "activation": "silu",
-        "inv_freq": 10000.0 ** (-np.arange(HEAD_DIM / 2) / (HEAD_DIM / 2))[None],
+        "inv_freq": 10000.0 ** (-np.arange(HEAD_DIM / 2) / (HEAD_DIM / 2))[None, None],
     }
     return _core.DecoderConfig(**parts | changes)
 

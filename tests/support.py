@@ -89,7 +89,7 @@ def tiny_decoder(
     nan_token: int | None = None,
     head_kind: HeadKind = "exact",
 ) -> TinyModel:
-    """Return a random two-layer model, the same for the same seed.
+    """Return a random two-layer model with three sets of frequencies, the same for the same seed.
 
     A sequence that holds `nan_token` has NaN logits. Steps are shared by all threads, heads
     screened and zeros skipped, however small the model.
@@ -129,6 +129,7 @@ def tiny_decoder(
     head = (rng.standard_normal((_VOCAB, _HIDDEN)) / 6).astype(np.float32)
     if nan_token is not None:
         embedding[nan_token] = np.nan
+    half = np.arange(0, _HEAD_DIM, 2) / _HEAD_DIM
     config = _core.DecoderConfig(
         hidden_size=_HIDDEN,
         num_heads=_HEADS,
@@ -138,7 +139,7 @@ def tiny_decoder(
         vocab_size=_VOCAB,
         rms_norm_eps=1e-5,
         activation="relu2",
-        inv_freq=10000.0 ** (-np.arange(0, _HEAD_DIM, 2) / _HEAD_DIM)[None],
+        inv_freq=np.stack([[base**-half] for base in (1e4, 3e4, 1e5)]),
     )
     decoder = _core.Decoder(
         config,

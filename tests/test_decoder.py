@@ -71,6 +71,7 @@ SHAPES = {
     "two rotary tables": replace(DENSE, ropes=(1, 0), layers=3),
     "a window of one": replace(DENSE, windows=(1,)),
     "windows": replace(DENSE, windows=(7, 0, 33), layers=3),
+    "windows with sinks": replace(DENSE, windows=(7, 1, 20), sinks=(4, 1, 23), layers=3),
     "a wide head": replace(DENSE, head_dim=256),
     "gemma2": GEMMA2,
     "gemma3": replace(
@@ -81,7 +82,7 @@ SHAPES = {
 }
 
 
-def run(pair: Twins, tokens: np.ndarray) -> tuple[F32Array, F32Array]:
+def run(pair: Twins, tokens: np.ndarray, rope_set: int = 0) -> tuple[F32Array, F32Array]:
     """Return hidden states [L + 1, T, hidden] and logits [T, V] of one sequence."""
     count = len(tokens)
     blocks = -(-count // 32)
@@ -96,19 +97,20 @@ def run(pair: Twins, tokens: np.ndarray) -> tuple[F32Array, F32Array]:
         positions,
         pair.native.cache(blocks, "f32"),
         hidden,
+        rope_sets=np.array([rope_set], np.int32),
     )
     return hidden, logits
 
 
-def compare(shape: Shape, count: int, isa: str, threads: int) -> None:
+def compare(shape: Shape, count: int, isa: str, threads: int, rope_set: int = 0) -> None:
     tokens = np.random.default_rng(count).integers(0, shape.vocab, count).astype(np.int32)
     # One whose activations all round to the same integers in float32.
     for seed in range(20):
         pair = twins(seed, shape, isa=isa, threads=threads)
-        trace = pair.oracle.forward(tokens)
+        trace = pair.oracle.forward(tokens, rope_set)
         if trace.margin > GOLDEN_MARGIN:
             break
-    hidden, logits = run(pair, tokens)
+    hidden, logits = run(pair, tokens, rope_set)
     assert trace.margin > GOLDEN_MARGIN
     assert relative_error(hidden, trace.hidden) < GOLDEN_HIDDEN
     assert relative_error(logits, trace.logits) < GOLDEN_LOGITS
@@ -120,6 +122,11 @@ def test_each_feature(name: str, isa: str) -> None:
     compare(shape, 6 if QUANTISED & set(shape.kinds) else 45, isa, threads=1)
 
 
+@pytest.mark.parametrize("rope_set", [0, 1, 2])
+def test_each_rope_set(rope_set: int, isa: str) -> None:
+    compare(replace(DENSE, ropes=(1, 0)), 45, isa, threads=1, rope_set=rope_set)
+
+
 @pytest.mark.parametrize(
     "name", ["several kinds", "norms of ternary outputs", "norms of grouped linears", "gemma2"]
 )
@@ -127,11 +134,17 @@ def test_more_threads_than_tokens(name: str, isa: str) -> None:
     compare(SHAPES[name], 2, isa, threads=3)
 
 
-@pytest.mark.parametrize("window", [1, 31, 32, 33, 200, 255, 256, 257, 280, 600])
+@pytest.mark.parametrize(
+    ("window", "sinks"),
+    [
+        *((window, 0) for window in (1, 31, 32, 33, 200, 255, 256, 257, 280, 600)),
+        *((window, sinks) for window in (1, 33, 250, 280) for sinks in (1, 4, 257)),
+    ],
+)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_windows_over_several_splits(threads: int, window: int, isa: str) -> None:
+def test_windows_over_several_splits(threads: int, window: int, sinks: int, isa: str) -> None:
     """With three threads and few heads, the splits of 256 keys are shared."""
-    shape = replace(DENSE, windows=(window,), layers=1, heads=2, kv_heads=1)
+    shape = replace(DENSE, windows=(window,), sinks=(sinks,), layers=1, heads=2, kv_heads=1)
     compare(shape, 560, isa, threads)
 
 

@@ -111,6 +111,7 @@ def test_kernel_regimes_by_batch_size(model: TinyModel) -> None:
 OTHERS = {
     "dense": Shape(kinds=("bf16",) * 7, hidden=40, biases=True, activation="gelu_tanh"),
     "window": Shape(windows=(37, 0, 300), layers=3, output_norms=True, ropes=(1, 0)),
+    "sinks": Shape(windows=(37, 5, 300), sinks=(4, 40, 33), layers=3),
     "soft caps": Shape(attention_softcap=3.0, final_softcap=3.0, gain=3.0, head_norms=True),
     "grouped": Shape(kinds=("int4", "int8", "int2", "int4", "int8", "int4", "int4"), inner=150),
     "several kinds": Shape(kinds=("ternary", "f16", "ternary", "f32", "bf16", "bf16", "ternary")),
@@ -235,6 +236,30 @@ def test_cached_pages_hold_what_computing_again_writes(isa: str, kv_dtype: KVDty
     assert not turns[1].prefix.pages
     assert turns[0].generated.tolist() == turns[1].generated.tolist()
     assert turns[0].logprobs == turns[1].logprobs
+
+
+def test_a_sequence_keeps_the_frequencies_of_its_capacity(isa: str) -> None:
+    """Also beside others, and where a page of the same tokens is cached under other frequencies."""
+    model = tiny_decoder(7, isa=isa)
+    short, long = (make_sequence(TOKENS, count, logprobs=3, temperature=0) for count in (10, 50))
+    engine = tiny_engine(model, rope_limits=(len(TOKENS) + 10,))
+    finish(engine, [short])
+    finish(engine, [long])
+    assert not long.prefix.pages
+    again = [make_sequence(TOKENS, count, logprobs=3, temperature=0) for count in (10, 50)]
+    finish(engine, again)
+    assert [len(sequence.prefix.pages) for sequence in again] == [len(TOKENS) // 32] * 2
+    for sequence, known, rope_set in zip(again, (short, long), (0, 1), strict=True):
+        assert sequence.rope_set == known.rope_set == rope_set
+        assert sequence.generated.tolist() == known.generated.tolist()
+        assert sequence.logprobs == known.logprobs
+    # Other frequencies are other logits, from the second token on.
+    assert short.logprobs != long.logprobs[:10]
+    ((_, scored),) = list(engine.logits(TOKENS[:1]))
+    rows = np.concatenate([rows for _, rows in engine.logits(TOKENS)])
+    top = [int(row.argmax()) for row in rows]
+    assert scored.tobytes() == rows[:1].tobytes()
+    assert top[-1] == short.generated[0]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

@@ -51,6 +51,8 @@ TEXT, OTHER = random_tokens(90, 128), random_tokens(91, 64)
 LENGTHS = [(0, 1), (0, 40), (31, 1), (31, 50), (32, 33), (63, 20), (64, 20), (97, 31), (128, 5)]
 PROMPTS = [np.concatenate([TEXT[:first], OTHER[:second]]) for first, second in LENGTHS]
 PROMPTS.append(np.concatenate([OTHER[32:], OTHER[:33]]))
+# Longer sequences are rotated by other frequencies, and some shift where this is full.
+ROPE_LIMITS, CONTEXT_LENGTH = (70, 110), 140
 PATTERN = "(AB|CD){3}[0-9]{4}(E{35}|F{3})[a-m]{2,6}G"
 
 
@@ -69,6 +71,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "mirostat": {"mirostat": 2, "mirostat_tau": 3.0},
     "stops": {"top_k": 30, "stop_token_ids": list(range(9)), "min_tokens": 6},
     "processor": {"top_k": 30, "logits_processor": avoid_repeats},
+    "shift": {"temperature": 0, "context_shift": 8, "logprobs": 1},
     "regex": {"regex": PATTERN, "logprobs": 1},
     "regex, greedy": {"regex": PATTERN, "temperature": 0},
 }
@@ -89,6 +92,7 @@ class Kind:
             PROMPTS[self.prompt],
             params,
             max_tokens=self.max_tokens,
+            context_length=CONTEXT_LENGTH,
             eos_token_ids=[END_TOKEN],
             constraint=None if output is None else CONSTRAINTS.compile(output),
         )
@@ -123,7 +127,8 @@ def decoder(isa: str, threads: int) -> TinyModel:
 @functools.cache
 def alone(kind: Kind, isa: str, kv_dtype: KVDtype) -> Alone:
     sequence = kind.sequence()
-    engine = tiny_engine(decoder(isa, 1), prefix_cache=False, kv_dtype=kv_dtype)
+    model = decoder(isa, 1)
+    engine = tiny_engine(model, prefix_cache=False, kv_dtype=kv_dtype, rope_limits=ROPE_LIMITS)
     (tokens,) = finish(engine, [sequence])
     return Alone(tokens, sequence.logprobs, sequence.finish_reason)
 
@@ -154,6 +159,7 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
         "token_budget": draw(st.integers(sequences, 150)),
         "num_blocks": draw(st.integers(7, 30)),
         "context_length": 224,
+        "rope_limits": ROPE_LIMITS,
         "prefix_cache": draw(st.sampled_from([True, True, False])),
         "eviction": draw(st.sampled_from(["lru", "lfu", "fifo", "cost", "arc"])),
         "scheduling": draw(st.sampled_from(["fcfs", "priority", "prefix"])),

@@ -19,6 +19,8 @@ __all__ = ["Shape", "Twins", "twins"]
 
 Kind = Literal["f32", "f16", "bf16", "ternary", "int8", "int4", "int2"]
 Pair = tuple[_core.Linear, oracle.Linear]
+# Of both ropes, in each of three sets.
+_THETAS = ((1e4, 1e2), (3e4, 1e2), (1e5, 2e2))
 _BITS: dict[Kind, int] = {"int8": 8, "int4": 4, "int2": 2}
 
 
@@ -42,6 +44,7 @@ class Shape:
     output_norms: bool = False
     # Of each layer in turn.
     windows: tuple[int, ...] = (0,)
+    sinks: tuple[int, ...] = (0,)
     ropes: tuple[int, ...] = (0,)
     activation: _core.Activation = "silu"
     embedding_scale: float = 1.0
@@ -125,6 +128,7 @@ class _Maker:
         }
         plain: dict[str, Any] = {
             "sliding_window": s.windows[index % len(s.windows)],
+            "attention_sinks": s.sinks[index % len(s.sinks)],
             "rope": s.ropes[index % len(s.ropes)],
         }
         return (
@@ -170,7 +174,7 @@ def twins(
         "head_dim": shape.head_dim,
         "rms_norm_eps": 1e-6,
         "activation": shape.activation,
-        "inv_freq": np.stack([base**-half for base in (1e4, 1e2)]),
+        "inv_freq": np.stack([[base**-half for base in pair] for pair in _THETAS]),
         "embedding_scale": float(np.float32(shape.embedding_scale)),
         "attention_scale": shape.attention_scale,
         "attention_softcap": shape.attention_softcap,

@@ -45,7 +45,7 @@ LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn
                         const OptionalVector& q_norm, const OptionalVector& k_norm,
                         const OptionalVector& attn_sub_norm, const OptionalVector& attn_output_norm,
                         const OptionalVector& ffn_sub_norm, const OptionalVector& ffn_output_norm,
-                        std::size_t sliding_window, std::size_t rope,
+                        std::size_t sliding_window, std::size_t attention_sinks, std::size_t rope,
                         const std::shared_ptr<TernaryRows>& up_rows,
                         const std::shared_ptr<TernaryRows>& down_columns) {
   return {.input_norm = to_vector(input_norm, "input_norm"),
@@ -53,6 +53,7 @@ LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn
           .q_norm = optional_vector(q_norm, "q_norm"),
           .k_norm = optional_vector(k_norm, "k_norm"),
           .sliding_window = sliding_window,
+          .attention_sinks = attention_sinks,
           .rope = rope,
           .attn_sub_norm = optional_vector(attn_sub_norm, "attn_sub_norm"),
           .o_proj = std::move(o_proj),
@@ -69,10 +70,12 @@ LayerWeights make_layer(const Array<float>& input_norm, std::vector<Linear> attn
 DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::size_t num_kv_heads,
                           std::size_t head_dim, std::size_t intermediate_size,
                           std::size_t vocab_size, float rms_norm_eps, const std::string& activation,
-                          const Array<double>& inv_freq, double rope_attention_factor,
+                          const Array<double>& inv_freq,
+                          const std::optional<Array<double>>& rope_attention_factors,
                           float embedding_scale, std::optional<float> attention_scale,
                           float attention_softcap, float final_softcap) {
-  expect_ndim(inv_freq, 2, "inv_freq");
+  expect_ndim(inv_freq, 3, "inv_freq");
+  const std::size_t ropes = dim(inv_freq, 1);
   return {
       .hidden_size = hidden_size,
       .num_heads = num_heads,
@@ -83,8 +86,11 @@ DecoderConfig make_config(std::size_t hidden_size, std::size_t num_heads, std::s
       .rms_norm_eps = rms_norm_eps,
       .activation = parse_activation(activation),
       .inv_freq = {inv_freq.data(), inv_freq.data() + inv_freq.size()},
-      .ropes = dim(inv_freq, 0),
-      .rope_attention_factor = rope_attention_factor,
+      .ropes = ropes,
+      .rope_sets = dim(inv_freq, 0),
+      .rope_attention_factors = rope_attention_factors
+                                    ? to_vector(*rope_attention_factors, "rope_attention_factors")
+                                    : std::vector<double>(ropes, 1.0),
       .embedding_scale = embedding_scale,
       .attention_scale = attention_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim))),
       .attention_softcap = attention_softcap,
@@ -206,17 +212,20 @@ Array<float> step(Decoder& decoder, const Array<std::int32_t>& token_ids,
                   const std::optional<Array<float>>& hidden_states,
                   const std::optional<Array<std::int32_t>>& screen_top,
                   const std::optional<Array<float>>& screen_margin,
-                  const std::vector<Array<std::int32_t>>& screen_known) {
+                  const std::vector<Array<std::int32_t>>& screen_known,
+                  const std::optional<Array<std::int32_t>>& rope_sets) {
   expect_ndim(block_tables, 2, "block_tables");
   const std::vector<Screening> screening = screenings(screen_top, screen_margin, screen_known);
-  const StepBatch batch{view(token_ids, "token_ids"),
-                        view(positions, "positions"),
-                        view(seq_starts, "seq_starts"),
-                        view(slots, "slots"),
-                        {block_tables.data(), static_cast<std::size_t>(block_tables.size())},
-                        dim(block_tables, 1),
-                        view(logit_rows, "logit_rows"),
-                        screening};
+  const StepBatch batch{
+      view(token_ids, "token_ids"),
+      view(positions, "positions"),
+      view(seq_starts, "seq_starts"),
+      view(slots, "slots"),
+      {block_tables.data(), static_cast<std::size_t>(block_tables.size())},
+      dim(block_tables, 1),
+      view(logit_rows, "logit_rows"),
+      screening,
+      rope_sets ? view(*rope_sets, "rope_sets") : std::span<const std::int32_t>{}};
   float* hidden = hidden_view(hidden_states, decoder, batch.tokens());
   Array<float> logits({batch.logit_rows.size(), decoder.config().vocab_size});
   float* out = logits.mutable_data();
@@ -248,13 +257,14 @@ void bind_weights(py::module_& m) {
            py::arg("attn_output_norm").noconvert() = py::none(),
            py::arg("ffn_sub_norm").noconvert() = py::none(),
            py::arg("ffn_output_norm").noconvert() = py::none(), py::arg("sliding_window") = 0,
-           py::arg("rope") = 0, py::arg("up_rows") = py::none(),
+           py::arg("attention_sinks") = 0, py::arg("rope") = 0, py::arg("up_rows") = py::none(),
            py::arg("down_columns") = py::none());
   py::class_<DecoderConfig>(m, "DecoderConfig")
       .def(py::init(&make_config), py::kw_only(), py::arg("hidden_size"), py::arg("num_heads"),
            py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("intermediate_size"),
            py::arg("vocab_size"), py::arg("rms_norm_eps"), py::arg("activation"),
-           py::arg("inv_freq").noconvert(), py::arg("rope_attention_factor") = 1.0,
+           py::arg("inv_freq").noconvert(),
+           py::arg("rope_attention_factors").noconvert() = py::none(),
            py::arg("embedding_scale") = 1.0f, py::arg("attention_scale") = py::none(),
            py::arg("attention_softcap") = 0.0f, py::arg("final_softcap") = 0.0f);
 }
@@ -283,7 +293,8 @@ void bind_model(py::module_& m) {
            py::arg("hidden_states").noconvert() = py::none(),
            py::arg("screen_top").noconvert() = py::none(),
            py::arg("screen_margin").noconvert() = py::none(),
-           py::arg("screen_known").noconvert() = py::list())
+           py::arg("screen_known").noconvert() = py::list(),
+           py::arg("rope_sets").noconvert() = py::none())
       .def("head_counters", &head_counters)
       .def("channel_counts", &channel_counts)
       .def("coded_head_arrays",

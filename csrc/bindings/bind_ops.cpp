@@ -246,7 +246,7 @@ void kv_write(const std::string& isa, PagedCache& cache, std::size_t block, std:
 void attention(const std::string& isa, const PagedCache& cache, std::size_t kv_head,
                const Array<std::int32_t>& block_table, std::size_t position, std::size_t key_begin,
                std::size_t key_end, const Floats& q, float scale, Floats max, Floats sum,
-               Floats out, float softcap, std::size_t window) {
+               Floats out, float softcap, std::size_t window, std::size_t sinks) {
   expect_ndim(q, 3, "q");
   const std::size_t tokens = dim(q, 0), group = dim(q, 1), rows = tokens * group;
   expect_size(q, rows * cache.head_dim(), "q");
@@ -268,10 +268,25 @@ void attention(const std::string& isa, const PagedCache& cache, std::size_t kv_h
   };
   std::vector<Line> scratch(attention_scratch(rows, cache.head_dim()) / std::size(Line{}.floats) +
                             1);
-  table(isa).attention({q.data(), group * cache.head_dim(), tokens, group, cache.head_dim(), scale,
-                        softcap, window, cache.page(0, 0, kv_head), cache.block_bytes(),
-                        block_table.data(), cache.dtype(), position, key_begin, key_end,
-                        max.mutable_data(), sum.mutable_data(), out.mutable_data(),
+  table(isa).attention({q.data(),
+                        group * cache.head_dim(),
+                        tokens,
+                        group,
+                        cache.head_dim(),
+                        scale,
+                        softcap,
+                        window,
+                        sinks,
+                        cache.page(0, 0, kv_head),
+                        cache.block_bytes(),
+                        block_table.data(),
+                        cache.dtype(),
+                        position,
+                        key_begin,
+                        key_end,
+                        max.mutable_data(),
+                        sum.mutable_data(),
+                        out.mutable_data(),
                         scratch.front().floats});
 }
 
@@ -493,7 +508,7 @@ void bind_ops(py::module_& m) {
   m.def("attention", &attention, py::arg("isa"), py::arg("cache"), py::arg("kv_head"),
         array("block_table"), py::arg("position"), py::arg("key_begin"), py::arg("key_end"),
         array("q"), py::arg("scale"), array("max"), array("sum"), array("out"),
-        py::arg("softcap") = 0.0f, py::arg("window") = 0);
+        py::arg("softcap") = 0.0f, py::arg("window") = 0, py::arg("sinks") = 0);
   m.def("attention_merge", &attention_merge, py::arg("isa"), py::arg("head_dim"), array("part_max"),
         array("part_sum"), array("part_out"), array("max"), array("sum"), array("out"));
   m.def("attention_finish", &attention_finish, py::arg("isa"), array("sum"), array("rows"),

@@ -244,12 +244,12 @@ inline constexpr std::size_t kSplitKeys = 256;
 
 // Softmax attention of the query heads that share a kv head, for `tokens` consecutive tokens of
 // one sequence. Token t sees the keys of [key_begin, min(key_end, position + t + 1)), and with a
-// window only the last `window` up to its own position:
+// window only the last `window` up to its own position and the first `sinks` of the sequence:
 //   max[t, h] = max_j s_j, sum[t, h] = sum_j exp(s_j - max), out[t, h] = sum_j exp(s_j - max) * v_j
 // with s_j = scale * q[t, h].k_j, or with a softcap softcap * tanh(that / softcap). key_begin is a
 // multiple of kPageTokens, at most `position` and below key_end. From key_begin on, every
-// kSplitKeys keys are folded as attention_merge does. A token whose window begins past key_end
-// gets max -infinity, sum 0 and zeros. Pages before every token's window are not read.
+// kSplitKeys keys are folded as attention_merge does. A token that sees none of the keys gets max
+// -infinity, sum 0 and zeros. Pages of which no token sees a key are not read.
 //
 // int8: queries are rounded to 16 bits, 32767 steps to the row's largest magnitude (fewer beyond a
 // head_dim of 500, see query_limit), and so are the factors of the values, exp(s_j - max) times
@@ -261,8 +261,9 @@ struct AttentionArgs {
   std::size_t group;
   std::size_t head_dim;
   float scale;
-  float softcap;            // 0 for none
-  std::size_t window;       // 0 for none
+  float softcap;       // 0 for none
+  std::size_t window;  // 0 for none
+  std::size_t sinks;
   const void* pages;        // block 0 of this layer and kv head
   std::size_t block_bytes;  // from one block to the next
   const std::int32_t* block_table;

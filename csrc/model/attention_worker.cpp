@@ -89,7 +89,9 @@ void AttentionWorker::attend_whole(std::size_t layer) {
   const std::size_t tiles = ws_.tiles.size();
   for (std::size_t i = take(); i < tiles * config_.num_kv_heads; i = take()) {
     const AttentionTile& tile = ws_.tiles[i % tiles];
-    attend(layer, tile, i / tiles, first_split(layer, tile) * kSplitKeys, key_end(tile), whole);
+    const bool has_sinks = s_.layers[layer].attention_sinks != 0;
+    const std::size_t begin = has_sinks ? 0 : first_split(layer, tile) * kSplitKeys;
+    attend(layer, tile, i / tiles, begin, key_end(tile), whole);
     finish(tile, i / tiles, whole);
   }
 }
@@ -103,14 +105,14 @@ void AttentionWorker::attend_shared_splits(std::size_t layer) {
     const std::size_t pair = i % pairs;
     const AttentionTile& tile = ws_.tiles[pair / heads];
     const std::size_t begin = split * kSplitKeys;
-    if (split < first_split(layer, tile) || begin >= key_end(tile)) continue;
+    if (is_hidden(layer, tile, split) || begin >= key_end(tile)) continue;
     attend(layer, tile, pair % heads, begin, std::min(begin + kSplitKeys, key_end(tile)),
            part(pair * ws_.shared_splits + split));
   }
   ctx_.barrier();
   for (std::size_t pair = me_; pair < pairs; pair += static_cast<std::size_t>(ctx_.threads())) {
     const AttentionTile& tile = ws_.tiles[pair / heads];
-    finish(tile, pair % heads, fold(tile, pair, first_split(layer, tile)));
+    finish(tile, pair % heads, fold(layer, tile, pair));
   }
 }
 
@@ -121,20 +123,36 @@ void AttentionWorker::attend(std::size_t layer, const AttentionTile& tile, std::
   const DecoderConfig& c = config_;
   const std::size_t skipped = key_begin - std::min(key_begin, position(tile));
   const std::size_t t = tile.first + skipped;
-  kernels_.attention(
-      {ws_.qkv.data() + t * c.qkv_size() + g * c.group() * c.head_dim, c.qkv_size(),
-       tile.tokens - skipped, c.group(), c.head_dim, c.attention_scale, c.attention_softcap,
-       s_.layers[layer].sliding_window, s_.cache.page(layer, 0, g), s_.cache.block_bytes(),
-       s_.batch.block_tables.data() + tile.sequence * s_.batch.max_blocks, s_.cache.dtype(),
-       position(tile) + skipped, key_begin, key_end, into.max, into.sum, into.out,
-       ws_.attention_scratch.data() + me_ * ws_.attention_stride});
+  kernels_.attention({ws_.qkv.data() + t * c.qkv_size() + g * c.group() * c.head_dim,
+                      c.qkv_size(),
+                      tile.tokens - skipped,
+                      c.group(),
+                      c.head_dim,
+                      c.attention_scale,
+                      c.attention_softcap,
+                      s_.layers[layer].sliding_window,
+                      s_.layers[layer].attention_sinks,
+                      s_.cache.page(layer, 0, g),
+                      s_.cache.block_bytes(),
+                      s_.batch.block_tables.data() + tile.sequence * s_.batch.max_blocks,
+                      s_.cache.dtype(),
+                      position(tile) + skipped,
+                      key_begin,
+                      key_end,
+                      into.max,
+                      into.sum,
+                      into.out,
+                      ws_.attention_scratch.data() + me_ * ws_.attention_stride});
 }
 
 // Folds the splits of a pair into its first, which it returns.
-AttentionWorker::Part AttentionWorker::fold(const AttentionTile& tile, std::size_t pair,
-                                            std::size_t first) {
+AttentionWorker::Part AttentionWorker::fold(std::size_t layer, const AttentionTile& tile,
+                                            std::size_t pair) {
+  std::size_t first = 0;
+  while (is_hidden(layer, tile, first)) ++first;
   const Part into = part(pair * ws_.shared_splits + first);
   for (std::size_t split = first + 1; split * kSplitKeys < key_end(tile); ++split) {
+    if (is_hidden(layer, tile, split)) continue;
     const std::size_t begin = split * kSplitKeys;
     const Part from = part(pair * ws_.shared_splits + split);
     const std::size_t skipped = begin - std::min(begin, position(tile));
@@ -163,7 +181,13 @@ AttentionWorker::Part AttentionWorker::part(std::size_t index) const {
   return {base, base + out_size, base + out_size + ws_.part_rows};
 }
 
-// The first split of which a token of the tile sees a key.
+// Whether no token of the tile sees a key of the split, for all that its window says.
+bool AttentionWorker::is_hidden(std::size_t layer, const AttentionTile& tile,
+                                std::size_t split) const {
+  return split < first_split(layer, tile) && split * kSplitKeys >= s_.layers[layer].attention_sinks;
+}
+
+// The first split of which a token of the tile has a key in its window.
 std::size_t AttentionWorker::first_split(std::size_t layer, const AttentionTile& tile) const {
   const std::size_t window = s_.layers[layer].sliding_window;
   const std::size_t end = position(tile) + 1;

@@ -35,11 +35,12 @@ class AttentionWorker {
   void attend_shared_splits(std::size_t layer);
   void attend(std::size_t layer, const AttentionTile& tile, std::size_t g, std::size_t key_begin,
               std::size_t key_end, const Part& into);
-  Part fold(const AttentionTile& tile, std::size_t pair, std::size_t first);
+  Part fold(std::size_t layer, const AttentionTile& tile, std::size_t pair);
   void finish(const AttentionTile& tile, std::size_t g, const Part& whole);
   Part part(std::size_t index) const;
   void norm_head(const std::vector<float>& gain, float* head);
   std::size_t first_split(std::size_t layer, const AttentionTile& tile) const;
+  bool is_hidden(std::size_t layer, const AttentionTile& tile, std::size_t split) const;
   std::size_t position(const AttentionTile& tile) const;
   std::size_t key_end(const AttentionTile& tile) const;
   std::size_t take() { return ws_.next_unit.fetch_add(1, std::memory_order_relaxed); }

@@ -24,6 +24,7 @@ struct StepBatch {
   std::size_t max_blocks;
   std::span<const std::int32_t> logit_rows;  // [R]
   std::span<const Screening> screening;      // [R], or empty: every row whole
+  std::span<const std::int32_t> rope_sets;   // [S], or empty: the first for every sequence
 
   std::size_t tokens() const { return token_ids.size(); }
   std::size_t sequences() const { return seq_starts.size() - 1; }

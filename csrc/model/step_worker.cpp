@@ -41,24 +41,30 @@ void StepWorker::run() {
 
 void StepWorker::begin() {
   const auto [first, last] = ctx_.share(tokens_);
+  std::size_t sequence = 0;
   for (std::size_t t = first; t < last; ++t) {
+    while (static_cast<std::size_t>(s_.batch.seq_starts[sequence + 1]) <= t) ++sequence;
+    const auto set = s_.batch.rope_sets.empty()
+                         ? std::size_t{0}
+                         : static_cast<std::size_t>(s_.batch.rope_sets[sequence]);
     const auto id = static_cast<std::size_t>(s_.batch.token_ids[t]);
     float* const x = ws_.x.data() + t * config_.hidden_size;
     const DenseMatrix row = s_.embedding.slice(id, id + 1, x);
     kernels_.embed({row.data, row.dtype, 0, config_.hidden_size, config_.embedding_scale, x});
-    for (std::size_t rope = 0; rope < config_.ropes; ++rope) rotation(rope, t);
+    for (std::size_t rope = 0; rope < config_.ropes; ++rope) rotation(set, rope, t);
   }
   ctx_.barrier();
 }
 
-// Fills the row of a token in a rotary table.
-void StepWorker::rotation(std::size_t rope, std::size_t t) {
+// Fills the row of a token in a rotary table, with the frequencies of its sequence's set.
+void StepWorker::rotation(std::size_t set, std::size_t rope, std::size_t t) {
   const std::size_t half = config_.head_dim / 2;
+  const double* inv_freq = config_.inv_freq.data() + (set * config_.ropes + rope) * half;
+  const double factor = config_.rope_attention_factors[rope];
   const std::size_t row = (rope * tokens_ + t) * half;
   for (std::size_t i = 0; i < half; ++i) {
     // In double: a float product of position and frequency is off by 1e-3 rad at 32k.
-    const double angle = s_.batch.positions[t] * config_.inv_freq[rope * half + i];
-    const double factor = config_.rope_attention_factor;
+    const double angle = s_.batch.positions[t] * inv_freq[i];
     ws_.cos.data()[row + i] = static_cast<float>(std::cos(angle) * factor);
     ws_.sin.data()[row + i] = static_cast<float>(std::sin(angle) * factor);
   }

@@ -20,7 +20,7 @@ class StepWorker {
 
  private:
   void begin();
-  void rotation(std::size_t rope, std::size_t t);
+  void rotation(std::size_t set, std::size_t rope, std::size_t t);
   void attention_block(std::size_t layer);
   void feed_forward_block(std::size_t layer);
   void feed_forward_token(std::size_t layer);

@@ -31,8 +31,9 @@ void check_config(const DecoderConfig& c) {
                                                 " is not a multiple of num_kv_heads " +
                                                 std::to_string(c.num_kv_heads));
   expect(c.head_dim % 2 == 0, "[decoder] head_dim must be even for rotary embeddings");
-  expect(c.ropes > 0, "[decoder] inv_freq needs at least one row");
-  expect_size("inv_freq", c.inv_freq.size(), c.ropes * (c.head_dim / 2));
+  expect(c.ropes > 0 && c.rope_sets > 0, "[decoder] inv_freq needs at least one row");
+  expect_size("inv_freq", c.inv_freq.size(), c.rope_sets * c.ropes * (c.head_dim / 2));
+  expect_size("rope_attention_factors", c.rope_attention_factors.size(), c.ropes);
   const auto expect_from_zero = [](const std::string& name, float value) {
     expect(value >= 0.0f && std::isfinite(value),
            "[decoder] " + name + " must be finite and not negative");
@@ -223,6 +224,13 @@ void validate_batch(const DecoderConfig& c, std::size_t layers, const StepBatch&
     }
   }
   for (std::size_t s = 0; s < batch.sequences(); ++s) check_sequence(batch, cache, s);
+  expect(batch.rope_sets.empty() || batch.rope_sets.size() == batch.sequences(),
+         "[step] rope_sets does not have one entry per sequence");
+  for (const std::int32_t set : batch.rope_sets) {
+    expect(
+        set >= 0 && static_cast<std::size_t>(set) < c.rope_sets,
+        "[step] rope set " + std::to_string(set) + " is not one of " + std::to_string(c.rope_sets));
+  }
   expect(batch.screening.empty() || batch.screening.size() == batch.logit_rows.size(),
          "[step] screening does not have one entry per logit row");
   for (const Screening& screening : batch.screening) {

@@ -25,13 +25,15 @@ struct DecoderConfig {
   std::size_t vocab_size;
   float rms_norm_eps;
   Activation activation;
-  std::vector<double> inv_freq;  // [ropes, head_dim / 2]
+  // Rotary tables. A layer says which rope of a set, a sequence which set.
+  std::vector<double> inv_freq;  // [rope_sets, ropes, head_dim / 2]
   std::size_t ropes;
-  double rope_attention_factor;  // multiplies cos and sin
-  float embedding_scale;         // multiplies embedding rows
-  float attention_scale;         // multiplies scores
-  float attention_softcap;       // of scores, 0 for none
-  float final_softcap;           // of logits, 0 for none
+  std::size_t rope_sets;
+  std::vector<double> rope_attention_factors;  // [ropes]: multiplies cos and sin
+  float embedding_scale;                       // multiplies embedding rows
+  float attention_scale;                       // multiplies scores
+  float attention_softcap;                     // of scores, 0 for none
+  float final_softcap;                         // of logits, 0 for none
 
   std::size_t group() const { return num_heads / num_kv_heads; }
   std::size_t q_size() const { return num_heads * head_dim; }
@@ -97,7 +99,8 @@ struct LayerWeights {
   std::vector<float> q_norm;    // optional, [head_dim]: of every head, before it is rotated
   std::vector<float> k_norm;
   std::size_t sliding_window;        // keys a token sees, its own among them; 0 for all
-  std::size_t rope;                  // which of the tables in DecoderConfig::inv_freq
+  std::size_t attention_sinks;       // with a window, the first keys, which every token sees too
+  std::size_t rope;                  // which of a set in DecoderConfig::inv_freq
   std::vector<float> attn_sub_norm;  // optional
   Linear o_proj;
   std::vector<float> attn_output_norm;  // optional: of the block's output, before it is added

@@ -285,8 +285,9 @@ class LayerWeights:
     `ffn_norm` [hidden] come before the blocks; optional are `q_norm` and `k_norm` [D], of every
     head before it is rotated, `attn_sub_norm` [H * D] and `ffn_sub_norm` before o_proj and
     down_proj, and `attn_output_norm` and `ffn_output_norm` [hidden] on what a block adds to the
-    residual stream. With a `sliding_window` of n, a token sees the last n keys, its own among them;
-    0 is all. `rope` is the row of `inv_freq` that rotates this layer.
+    residual stream. With a `sliding_window` of n, a token sees the last n keys, its own among them,
+    and the first `attention_sinks`; 0 is all. `rope` says which of a set in `inv_freq` rotates this
+    layer.
 
     `up_rows` and `down_columns` are copies of the rows of up and of the columns of down by which a
     step of one token passes over channels that are zero; they need relu2, a fused ternary `mlp_in`,
@@ -311,6 +312,7 @@ class LayerWeights:
         ffn_sub_norm: F32Array | None = None,
         ffn_output_norm: F32Array | None = None,
         sliding_window: int = 0,
+        attention_sinks: int = 0,
         rope: int = 0,
         up_rows: TernaryRows | None = None,
         down_columns: TernaryRows | None = None,
@@ -319,10 +321,11 @@ class LayerWeights:
 class DecoderConfig:
     """Everything that differs between architectures, as data.
 
-    `inv_freq` is float64 [ropes, D / 2]. Embedding rows are multiplied by `embedding_scale`, scores
-    by `attention_scale` (None: 1 / sqrt(D)). A softcap c, where not 0, makes c * tanh(x / c) of the
-    scaled scores, or of the logits, which takes a dense head. "gelu_tanh" is transformers'
-    gelu_pytorch_tanh.
+    `inv_freq` is float64 [rope_sets, ropes, D / 2]: a layer says which of a set it takes, a
+    sequence which set. `rope_attention_factors` float64 [ropes] multiply cosines and sines.
+    Embedding rows are multiplied by `embedding_scale`, scores by `attention_scale` (None:
+    1 / sqrt(D)). A softcap c, where not 0, makes c * tanh(x / c) of the scaled scores, or of the
+    logits, which takes a dense head. "gelu_tanh" is transformers' gelu_pytorch_tanh.
     """
 
     def __init__(
@@ -337,7 +340,7 @@ class DecoderConfig:
         rms_norm_eps: float,
         activation: Activation,
         inv_freq: F64Array,
-        rope_attention_factor: float = 1.0,
+        rope_attention_factors: F64Array | None = None,
         embedding_scale: float = 1.0,
         attention_scale: float | None = None,
         attention_softcap: float = 0.0,
@@ -427,6 +430,7 @@ class Decoder:
         screen_top: I32Array | None = None,
         screen_margin: F32Array | None = None,
         screen_known: list[I32Array] = [],
+        rope_sets: I32Array | None = None,
     ) -> F32Array:
         """Run T tokens of S sequences and return logits float32 [R, V].
 
@@ -446,6 +450,8 @@ class Decoder:
                 lowest of those are exact as well.
             screen_known: optional R arrays, given with `screen_top`: token ids whose logits the
                 caller looks at besides, and which do not count among the highest.
+            rope_sets: optional int32 [S], which set of `inv_freq` rotates each sequence; the first
+                for all where there is none.
 
         Raises:
             ValidationError: shapes or indices that do not fit.

@@ -150,12 +150,14 @@ def attention(
     out: F32Array,
     softcap: float = 0.0,
     window: int = 0,
+    sinks: int = 0,
 ) -> None:
     """Attend from q [tokens, group, D] to keys of layer 0.
 
     Token t stands at `position` + t and sees keys [key_begin, min(key_end, position + t + 1)), of
-    these with a window the last `window` up to its own. Scores are soft-capped unless that is 0.
-    Writes max and sum [tokens, group] and out [tokens, group, padded D].
+    these with a window the last `window` up to its own, and the first `sinks`. Scores are
+    soft-capped unless that is 0. Writes max and sum [tokens, group] and out
+    [tokens, group, padded D].
     """
 
 def attention_merge(

@@ -35,6 +35,7 @@ class Chunk:
         seen: int32 [m], tokens whose logits will be looked at besides.
         copies: pages to copy before the step.
         draft: the last tokens again, as far as they are guesses that the logits will decide.
+        rope_set: of the sequence.
     """
 
     token_ids: I32Array
@@ -46,6 +47,7 @@ class Chunk:
     seen: I32Array | None = None
     copies: tuple[BlockCopy, ...] = ()
     draft: Sequence[int] = ()
+    rope_set: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class StepBatch:
     screen_top: I32Array
     screen_margin: F32Array
     screen_known: list[I32Array]
+    rope_sets: I32Array
     copies: tuple[BlockCopy, ...]
 
     @classmethod
@@ -102,6 +105,7 @@ class StepBatch:
                 for chunk in chunks
                 for _ in range(chunk.num_logit_rows)
             ],
+            rope_sets=np.array([chunk.rope_set for chunk in chunks], np.int32),
             copies=tuple(copy for chunk in chunks for copy in chunk.copies),
         )
 
@@ -125,4 +129,5 @@ def run_step(decoder: _core.Decoder, cache: _core.PagedCache, chunks: Sequence[C
         screen_top=batch.screen_top,
         screen_margin=batch.screen_margin,
         screen_known=batch.screen_known,
+        rope_sets=batch.rope_sets,
     )

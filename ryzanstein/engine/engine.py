@@ -86,8 +86,8 @@ class Engine:
 
     def _equip(self, sequence: Sequence) -> None:
         """Give a sequence what it shares pages and guesses with."""
-        namespace = self.fingerprint + sequence.cache_salt.encode()
-        sequence.chain = PageChain(sequence.buffer, _core.PAGE_TOKENS, namespace)
+        sequence.rope_set = self.config.rope_set(sequence.capacity)
+        self._index(sequence)
         if self._make_proposer is not None and sequence.beams is None:
             proposer = self._make_proposer(sequence.capacity)
             sequence.drafter = Drafter(proposer, DraftLength(self.step_times))
@@ -108,6 +108,8 @@ class Engine:
             return
         try:
             began = time.perf_counter()
+            for sequence in self.scheduler.shift():
+                self._index(sequence)
             num_decoding = self.scheduler.num_decoding
             self.scheduler.prefill_tokens = self.step_times.chunk(num_decoding)
             planned = self.scheduler.schedule()
@@ -142,7 +144,8 @@ class Engine:
             StoredPage(
                 parent=-1 if page.parent is None else index[page.parent],
                 token_ids=np.frombuffer(page.tokens, np.int32).tolist(),
-                salt=page.namespace[len(self.fingerprint) :].decode(),
+                rope_set=page.namespace[len(self.fingerprint)],
+                salt=page.namespace[len(self.fingerprint) + 1 :].decode(),
             )
             for page in pages
         ]
@@ -167,8 +170,7 @@ class Engine:
         for leaf in file.leaves():
             indices = file.path_to(leaf)
             tokens = np.array([file.pages[i].token_ids for i in indices], np.int32).reshape(-1)
-            namespace = self.fingerprint + file.pages[leaf].salt.encode()
-            chain = PageChain(tokens, _core.PAGE_TOKENS, namespace)
+            chain = self._chain(tokens, file.pages[leaf].rope_set, file.pages[leaf].salt)
             match = self.blocks.match(chain, len(tokens) + 1)
             missing = indices[len(match.pages) :]
             if len(missing) + match.num_unused > self.blocks.num_free:
@@ -204,13 +206,29 @@ class Engine:
             while start < len(token_ids):
                 piece = token_ids[start : start + n]
                 reservation = self.blocks.append(table, len(piece))
-                chunk = Chunk(piece, start, reservation.slots, table.block_ids, len(piece))
+                chunk = Chunk(
+                    piece,
+                    start,
+                    reservation.slots,
+                    table.block_ids,
+                    len(piece),
+                    rope_set=self.config.rope_set(len(token_ids)),
+                )
                 logits = run_step(self.decoder, self._cache, [chunk])
                 yield start, logits
                 start += len(piece)
                 n = self._rows_per_step(logits.shape[1])
         finally:
             self.blocks.free(table)
+
+    def _index(self, sequence: Sequence) -> None:
+        """Let a sequence find and share pages of what the model sees of it."""
+        sequence.chain = self._chain(sequence.context, sequence.rope_set, sequence.cache_salt)
+
+    def _chain(self, tokens: I32Array, rope_set: int, salt: str) -> PageChain:
+        """Return the pages of a sequence under everything that determines their numbers."""
+        namespace = self.fingerprint + bytes([rope_set]) + salt.encode()
+        return PageChain(tokens, _core.PAGE_TOKENS, namespace)
 
     def _rows_per_step(self, vocab_size: int) -> int:
         affordable = _LOGITS_BYTES_PER_STEP // (vocab_size * np.dtype(np.float32).itemsize)

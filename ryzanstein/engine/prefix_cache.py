@@ -2,8 +2,9 @@
 
 Keys and values of a page depend on its own tokens and all before them, so a page is found by a hash
 chain: the hash of the page before, and its own tokens. The chain begins with a namespace: what
-determines the numbers besides tokens (model, rope, KV format, tier), and the caller's salt. Tokens
-are compared on every hit, so a collision of hashes costs a miss and no more.
+determines the numbers besides tokens (model, KV format, tier, and which frequencies rotate the
+sequence), and the caller's salt. Tokens are compared on every hit, so a collision of hashes costs a
+miss and no more.
 
 The exactness contract makes a hit invisible: the page holds the bits that computing it again would.
 """

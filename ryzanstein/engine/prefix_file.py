@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PrefixFile", "StoredPage", "write_prefix_file"]
 
-_MAGIC = b"RYZKV\x00\x00\x01"
+_MAGIC = b"RYZKV\x00\x00\x02"
 _PREAMBLE_BYTES = len(_MAGIC) + 8 + 4
 _ALIGNMENT = 64
 
@@ -38,11 +38,13 @@ class StoredPage:
     Args:
         parent: index of the page before it; -1 for the first of a sequence.
         token_ids: its own tokens.
-        salt: of its namespace.
+        rope_set: of its namespace.
+        salt: likewise.
     """
 
     parent: int
     token_ids: list[int]
+    rope_set: int
     salt: str
 
 

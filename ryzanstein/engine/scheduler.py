@@ -130,6 +130,20 @@ class Scheduler:
             self.held.append(sequence)
             self.running.remove(sequence)
 
+    def shift(self) -> list[Sequence]:
+        """Let sequences that fill their context drop tokens, and return them.
+
+        They are recomputed as after a preemption.
+        """
+        full = [s for s in self.running + self.waiting if not (s.room or s.is_finished)]
+        for sequence in full:
+            self._free(sequence)
+            if sequence in self.running:
+                self.running.remove(sequence)
+                self._wait(sequence)
+            sequence.shift()
+        return full
+
     def make_room(self, num_blocks: int) -> None:
         """Preempt until so many pages are free, or nothing runs."""
         while self._blocks.num_free < num_blocks and self._holders():
@@ -207,7 +221,7 @@ class Scheduler:
         # Pages that were computed before show no logits.
         if sequence.table is not None or sequence.is_scoring:
             return NO_MATCH
-        return self._blocks.match(sequence.chain, sequence.num_tokens)
+        return self._blocks.match(sequence.chain, sequence.num_context)
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         """Return the tokens to compute next: all that are pending, or up to the end of a page."""
@@ -226,23 +240,23 @@ class Scheduler:
         spare = self._blocks.num_free - sum(self._needed(s, n) for s, n in shares)
         for i in decoding:
             sequence = shares[i][0]
-            held = self._blocks.blocks_for(sequence.num_tokens)
+            held = self._blocks.blocks_for(sequence.num_context)
             most = min(
                 self._token_budget - step_tokens,
-                (held + spare) * self._blocks.block_tokens - sequence.num_tokens,
-                sequence.capacity - sequence.num_tokens - 1,  # one more is drawn behind them
+                (held + spare) * self._blocks.block_tokens - sequence.num_context,
+                sequence.room - 1,  # one more is drawn behind them
             )
             assert sequence.drafter is not None
             tokens = sequence.buffer[: sequence.num_tokens]
             drafts[i] = sequence.drafter.draft(tokens, most, step_tokens)
             step_tokens += len(drafts[i])
-            spare -= self._blocks.blocks_for(sequence.num_tokens + len(drafts[i])) - held
+            spare -= self._blocks.blocks_for(sequence.num_context + len(drafts[i])) - held
         return drafts
 
     def _reserve(self, sequence: Sequence, n: int, draft: ABCSequence[int]) -> Chunk:
         assert sequence.table is not None
         start = sequence.num_computed
-        token_ids = sequence.buffer[start : start + n]
+        token_ids = sequence.context[start : start + n]
         if draft:
             token_ids = np.concatenate((token_ids, np.array(draft, np.int32)))
         reservation = self._blocks.append(sequence.table, len(token_ids))
@@ -256,6 +270,7 @@ class Scheduler:
             seen=sequence.known(draft),
             copies=reservation.copies,
             draft=draft,
+            rope_set=sequence.rope_set,
         )
 
     def _needed(self, sequence: Sequence, n: int) -> int:
@@ -266,7 +281,7 @@ class Scheduler:
         if sequence.table is not None:
             return self._needed(sequence, sequence.num_pending)
         in_use = len(prefix.pages) - prefix.num_unused
-        return self._blocks.blocks_for(sequence.num_tokens) - in_use
+        return self._blocks.blocks_for(sequence.num_context) - in_use
 
     def _holders(self, but: Sequence | None = None) -> list[Sequence]:
         """Return the sequences that have pages, those that do not run first."""

@@ -69,6 +69,13 @@ class Sequence:
         branches: further samples of the prompt, which the engine lets begin behind it.
         beams: the beam search that this sequence is a beam of; it draws nothing then.
         candidates: what the search has to know of the next token, as soon as it is computed.
+        rope_set: which of the model's frequencies rotate it, from its first token to its last.
+        num_kept: tokens at the beginning that context shifts leave; None: the sequence ends where
+            the context does.
+        context_length: tokens that the model may see at once; None: all.
+        context: int32 [capacity], what the model sees, filled up to num_context: the buffer, until
+            the first shift.
+        num_dropped: tokens behind the kept ones that it no longer sees.
     """
 
     buffer: I32Array
@@ -98,9 +105,15 @@ class Sequence:
     branches: list[Sequence] = field(default_factory=list)
     beams: BeamRequest | None = None
     candidates: Candidates | None = None
+    rope_set: int = 0
+    num_kept: int | None = None
+    context_length: int | None = None
+    context: I32Array = field(init=False)
+    num_dropped: int = 0
 
     def __post_init__(self) -> None:
         self.num_tokens = self.num_prompt_tokens
+        self.context = self.buffer[: self.context_length]
 
     @classmethod
     def create(
@@ -109,6 +122,7 @@ class Sequence:
         params: SamplingParams,
         *,
         max_tokens: int,
+        context_length: int | None = None,
         eos_token_ids: Iterable[int] = (),
         words: Words = NO_WORDS,
         constraint: Constraint | None = None,
@@ -121,6 +135,7 @@ class Sequence:
             prompt_ids: int32 [n].
             params: how to sample and stop; its stop strings are the caller's business.
             max_tokens: tokens to generate at most.
+            context_length: of the engine, where `params` asks for context shifts.
             eos_token_ids: the model's own end tokens.
             words: those of `params` in the model's tokens.
             constraint: the structured output of `params`, compiled; this sequence's own.
@@ -151,6 +166,8 @@ class Sequence:
             priority=priority,
             cache_salt=cache_salt,
             num_prompt_logprobs=params.prompt_logprobs,
+            num_kept=params.context_shift,
+            context_length=None if params.context_shift is None else context_length,
         )
         for i in range(1, params.num_samples):
             sequence.branches.append(sequence.fork((seed + i) % 2**64))
@@ -177,6 +194,8 @@ class Sequence:
             candidates=None,
         )
         copy.num_tokens = self.num_tokens
+        if self.num_dropped:
+            copy.context = self.context.copy()
         return copy
 
     @property
@@ -187,7 +206,7 @@ class Sequence:
         last = self.num_tokens - 1
         if last >= self.num_prompt_tokens and int(self.buffer[last]) in self.stop_ids:
             return "stop"
-        return "length" if self.num_tokens == self.capacity else None
+        return "length" if self.num_tokens == len(self.buffer) else None
 
     @property
     def is_finished(self) -> bool:
@@ -202,12 +221,22 @@ class Sequence:
     @property
     def num_pending(self) -> int:
         """Return the tokens whose keys and values are still to be computed."""
-        return self.num_tokens - self.num_computed
+        return self.num_context - self.num_computed
+
+    @property
+    def num_context(self) -> int:
+        """Return the tokens that the model sees."""
+        return self.num_tokens - self.num_dropped
 
     @property
     def capacity(self) -> int:
-        """Return the tokens this sequence may grow to."""
-        return len(self.buffer)
+        """Return the tokens that the model may come to see at once."""
+        return len(self.context)
+
+    @property
+    def room(self) -> int:
+        """Return how many tokens may come before the end or the next context shift."""
+        return min(len(self.buffer) - self.num_tokens, self.capacity - self.num_context)
 
     @property
     def generated(self) -> I32Array:
@@ -230,7 +259,7 @@ class Sequence:
         end = self.num_computed + n
         if self.is_scoring:
             return end - max(self.num_computed, len(self.prompt_logprobs) - 1)
-        return int(end == self.num_tokens)
+        return int(end == self.num_context)
 
     def known(self, draft: ABCSequence[int]) -> I32Array | None:
         """Return the tokens whose logits will be looked at besides the highest, int32 [n].
@@ -251,8 +280,7 @@ class Sequence:
 
     def append(self, token: int) -> None:
         """Append a token that was chosen elsewhere."""
-        self.buffer[self.num_tokens] = token
-        self.num_tokens += 1
+        self._append([token])
 
     def extend(self, logits: F32Array) -> None:
         """Append the next token, drawn from float32 [V] logits, and those that must follow it.
@@ -278,8 +306,7 @@ class Sequence:
             self.logprobs[position - self.num_prompt_tokens :] = [
                 TokenLogprob(token, own, tuple(top))
             ]
-        self.buffer[position] = token
-        self.num_tokens = position + 1
+        self._append([token])
 
     def _append_forced(self) -> bool:
         """Append the tokens that the constraint leaves no choice about, up to where the text ends.
@@ -290,16 +317,14 @@ class Sequence:
             return False
         self.constraint.follow(self.generated)
         start = self.num_tokens
-        forced = self.constraint.forced()[: self.capacity - start]
+        forced = self.constraint.forced()[: self.room]
         ends = (i for i, token in enumerate(forced, 1) if token in self.stop_ids)
         forced = forced[: next(ends, len(forced))]
         if self.num_logprobs is not None:
             self.logprobs[start - self.num_prompt_tokens :] = [
                 TokenLogprob(token, 0.0, ()) for token in forced
             ]
-        end = start + len(forced)
-        self.buffer[start:end] = forced
-        self.num_tokens = end
+        self._append(forced)
         return bool(forced)
 
     def score_prompt(self, logits: F32Array) -> F32Array:
@@ -312,6 +337,28 @@ class Sequence:
             self.prompt_logprobs.append(TokenLogprob(token, own, tuple(top)))
             row += 1
         return logits[row:]
+
+    def _append(self, tokens: ABCSequence[int]) -> None:
+        self.buffer[self.num_tokens : self.num_tokens + len(tokens)] = tokens
+        self.context[self.num_context : self.num_context + len(tokens)] = tokens
+        self.num_tokens += len(tokens)
+
+    def shift(self) -> None:
+        """Drop half of the tokens behind the kept ones from what the model sees.
+
+        Its pages are those of another text from here on: it may hold none.
+        """
+        assert self.num_kept is not None
+        assert self.num_computed == 0
+        kept, end = self.num_kept, self.num_context
+        dropped = (end - kept + 1) // 2
+        context = np.empty_like(self.context)
+        context[:kept] = self.context[:kept]
+        context[kept : end - dropped] = self.context[kept + dropped : end]
+        # No call comes between these: an interrupt finds all or none of them.
+        self.num_dropped += dropped
+        self.context = context
+        self.chain = None
 
     def accept(self, logits: F32Array, draft: ABCSequence[int]) -> int:
         """Extend from the rows of float32 [R, V] as long as what comes is the draft.
@@ -330,7 +377,7 @@ class Sequence:
                 self.candidates = self.beams.candidates(logits[-1])
             return 0
         accepted = 0
-        while accepted < len(logits) and not self.is_finished:
+        while accepted < len(logits) and self.room and not self.is_finished:
             start = self.num_tokens
             self.extend(logits[accepted])
             for token in self.buffer[start : self.num_tokens].tolist():

@@ -39,6 +39,10 @@ class SharedEngine:
         """Return the most tokens one sequence may have."""
         return self._live().config.context_length
 
+    def rope_set(self, capacity: int) -> int:
+        """As `EngineConfig.rope_set`."""
+        return self._live().config.rope_set(capacity)
+
     @property
     def num_free_blocks(self) -> int:
         """Return the KV pages that no sequence owns."""

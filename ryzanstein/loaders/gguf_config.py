@@ -273,6 +273,11 @@ def _rope(file: GgufFile, metadata: _Metadata, head_dim: Any) -> dict[str, Any]:
     if type(rotated) is int and type(head_dim) is int and rotated != head_dim > 0:
         config["partial_rotary_factor"] = rotated / head_dim
     kind = metadata.value("rope.scaling.type", "none")
+    if kind == "longrope":
+        raise UnsupportedFormatError(
+            f"{file.path}: rope.scaling.type is longrope, whose factors are read from config.json "
+            "only; use the model's Hugging Face directory"
+        )
     if kind != "none":
         config["rope_scaling"] = {
             "rope_type": kind,

@@ -39,7 +39,7 @@ from ryzanstein.models.gemma import GEMMA, GEMMA2, GEMMA3
 from ryzanstein.models.llama import LLAMA, MISTRAL
 from ryzanstein.models.packing import Packing, resolve_head
 from ryzanstein.models.qwen import QWEN2, QWEN3
-from ryzanstein.models.rope import inverse_frequencies
+from ryzanstein.models.rope import frequency_sets
 from ryzanstein.models.tensors import check_tensors, count_parameters, matrix_shapes
 from ryzanstein.models.weights import WeightReader
 from ryzanstein.progress import byte_progress
@@ -149,6 +149,8 @@ def load_model(
     skip_zeros: SkipZeros | None = None,
     lm_head: HeadKind = "exact",
     weights: WeightKind = "auto",
+    attention_window: int = 0,
+    attention_sinks: int = 0,
     weight_cache: WeightCache | None = None,
     progress: bool = False,
 ) -> LoadedModel:
@@ -165,6 +167,9 @@ def load_model(
             of 32 columns; "ternary": ternarised, like the masters of a BitNet model.
         skip_zeros: which zeros of feed-forwards a step of one token passes over, or None for what
             is usually faster. "down" and "all" each cost memory of a fifth of a byte per weight.
+        attention_window: keys that a token of any layer sees at most, the last ones; 0 for no limit
+            but the layer's own.
+        attention_sinks: keys that it sees besides, the first ones, where that limits it.
         weight_cache: where packed weights are looked for, and kept once they are made.
         progress: show a progress bar on standard error, if it is a terminal.
 
@@ -180,6 +185,9 @@ def load_model(
     resolve_isa(isa)  # a wrong tier is refused before the work
     config, family = read_architecture(files)
     config, weights = with_weights(config, weights)
+    config = dataclasses.replace(
+        config, attention_window=attention_window, attention_sinks=attention_sinks
+    )
     checkpoint = files.open_weights()
     check_tensors(checkpoint, config, family)
     packing = choose_packing(config, isa, threads, skip_zeros, lm_head, weights)
@@ -231,7 +239,10 @@ def packing_identity(checkpoint: WeightSource, config: ModelConfig, packing: Pac
     """Return what the packed weights of a checkpoint depend on, as text."""
     parts = {
         "checkpoint": checkpoint.identity(),
-        "config": dataclasses.asdict(config),
+        # Weights are the same whatever tokens see.
+        "config": dataclasses.asdict(
+            dataclasses.replace(config, attention_window=0, attention_sinks=0)
+        ),
         "packing": packing.identity(),
         "layouts": packing_fingerprint(),
     }
@@ -316,8 +327,8 @@ def _decoder_config(config: ModelConfig, family: Family, dtype: str) -> DecoderC
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         activation=config.activation,
-        inv_freq=np.stack([inverse_frequencies(rope, config.head_dim) for rope in config.ropes]),
-        rope_attention_factor=config.ropes[0].attention_factor,
+        inv_freq=frequency_sets(config.ropes, config.head_dim),
+        rope_attention_factors=np.array([rope.attention_factor for rope in config.ropes]),
         embedding_scale=_embedding_scale(config, dtype) if family.scales_embedding else 1.0,
         attention_scale=config.attention_scale,
         attention_softcap=config.attention_softcap,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
-from ryzanstein.models.rope import RopeConfig, read_ropes
+from ryzanstein.models.rope import RopeConfig, read_ropes, rope_limits
 
 if TYPE_CHECKING:
     from ryzanstein.config import WeightKind
@@ -79,6 +79,16 @@ class ModelConfig:
     query_scalar: float | None = None  # scores are divided by its square root; None: head_dim
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
+    # Asked for when loading, not of the model: 0 for none.
+    attention_window: int = 0
+    attention_sinks: int = 0
+
+    def attention_span(self, layer: int) -> tuple[int, int]:
+        """Return how many of the last keys, 0 for all, and of the first a token of a layer sees."""
+        own, asked = self.sliding_windows[layer], self.attention_window
+        if not asked or 0 < own <= asked:
+            return own, 0
+        return asked, self.attention_sinks
 
     @property
     def has_input_norms(self) -> bool:
@@ -89,6 +99,11 @@ class ModelConfig:
     def max_context(self) -> int:
         """Return the positions the model can be asked for, of which the default may use fewer."""
         return max(self.max_position_embeddings, *(rope.max_context for rope in self.ropes))
+
+    @property
+    def rope_limits(self) -> tuple[int, ...]:
+        """Return the lengths of sequences beyond which they are rotated by other frequencies."""
+        return rope_limits(self.ropes)
 
     @property
     def attention_scale(self) -> float:
@@ -129,7 +144,7 @@ def parse_config(fields: Fields, family: Family) -> ModelConfig:
         max_position_embeddings=context,
         rms_norm_eps=fields.number("rms_norm_eps", *_EPS),
         activation=_activation(fields, family),
-        ropes=read_ropes(fields, family, context),
+        ropes=read_ropes(fields, family, context, head_dim),
         tie_word_embeddings=tied,
         attn_sub_norm=family.attn_sub_norm is not None,
         ffn_sub_norm=family.ffn_sub_norm is not None,

@@ -95,6 +95,15 @@ class Fields:
             raise self._wrong(key, "a list of strings", value)
         return items
 
+    def numbers(self, key: str, minimum: float, maximum: float) -> tuple[float, ...]:
+        """Return a list of numbers, each in [minimum, maximum]."""
+        value = self._required(key)
+        if not isinstance(value, list):
+            raise self._wrong(key, "a list of numbers", value)
+        named = {str(index): item for index, item in enumerate(value)}
+        items = Fields(named, self._file, f"{self._prefix}{key}.")
+        return tuple(items.number(index, minimum, maximum) for index in named)
+
     def section(self, key: str) -> Fields | None:
         """Return a nested object, or None where the field is absent, null or empty."""
         value = self.values.get(key)

@@ -88,14 +88,16 @@ class WeightReader:
         """
         family = self._family
         prefix = family.layer.format(index=index)
-        window = self._config.sliding_windows[index]
+        is_local = self._config.sliding_windows[index] > 0
+        window, sinks = self._config.attention_span(index)
         return LayerWeights(
             input_norm=self._norm(prefix + family.input_norm),
             attn_in=self._linears(prefix, family.attn_in),
             q_norm=self._optional_norm(prefix, family.q_norm),
             k_norm=self._optional_norm(prefix, family.k_norm),
             sliding_window=window,
-            rope=int(window > 0 and family.local_rope),
+            attention_sinks=sinks,
+            rope=int(is_local and family.local_rope),
             attn_sub_norm=self._optional_norm(prefix, family.attn_sub_norm),
             o_proj=self._linears(prefix, (family.o_proj,))[0],
             attn_output_norm=self._optional_norm(prefix, family.attn_output_norm),

@@ -131,7 +131,7 @@ class SamplingParams:
     Args:
         max_tokens: tokens to generate at most. None takes the model's default (max_new_tokens of
             its generation_config.json, else 256), or the end of the context if that comes first; an
-            explicit number that cannot fit in the context is an error.
+            explicit number that cannot fit in the context is an error, but for context_shift.
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: keep the k most likely tokens; 0 (or -1) keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches it, in (0, 1].
@@ -176,6 +176,8 @@ class SamplingParams:
         stop: strings that end the text; matched across token borders, left out of the text.
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_eos: go on past the model's own end tokens.
+        context_shift: where the context is full, let the model forget the older half of it, but
+            for so many tokens at its beginning, and go on. None ends the text there.
         seed: the same seed, prompt and parameters give the same tokens, whatever else runs.
             None draws a fresh one (reported as `Completion.seed`).
         logprobs: report the log-probability of each token and of this many most likely ones
@@ -235,6 +237,7 @@ class SamplingParams:
     stop: str | Iterable[str] = ()
     stop_token_ids: Iterable[int] = ()
     ignore_eos: bool = False
+    context_shift: int | None = None
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -256,6 +259,8 @@ class SamplingParams:
             normalise("max_tokens", check_integer("max_new_tokens", max_new_tokens, 1))
         elif self.max_tokens is not None:
             normalise("max_tokens", check_integer("max_tokens", self.max_tokens, 1))
+        if self.context_shift is not None:
+            normalise("context_shift", check_integer("context_shift", self.context_shift, 0))
         for field in ("logprobs", "prompt_logprobs"):
             if getattr(self, field) is not None:
                 normalise(field, check_integer(field, getattr(self, field), 0))

@@ -26,11 +26,13 @@ class DraftModelProposer:
     Args:
         decoder: the smaller model; its vocabulary is that of the model it guesses for.
         cache: pages for one sequence, of the decoder's shape.
+        rope_set: which of the decoder's frequencies rotate that sequence.
     """
 
-    def __init__(self, decoder: _core.Decoder, cache: _core.PagedCache) -> None:
+    def __init__(self, decoder: _core.Decoder, cache: _core.PagedCache, rope_set: int = 0) -> None:
         self._decoder = decoder
         self._cache = cache
+        self._rope_sets = np.array([rope_set], np.int32)
         self._capacity = cache.num_blocks * _core.PAGE_TOKENS
         self._blocks = np.arange(cache.num_blocks, dtype=np.int32)[np.newaxis]
         self._tokens: list[int] = []
@@ -83,6 +85,7 @@ class DraftModelProposer:
             self._cache,
             screen_top=_GREEDY[0],
             screen_margin=_GREEDY[1],
+            rope_sets=self._rope_sets,
         )
         self._computed.extend(pending)
         return int(logits[0].argmax())

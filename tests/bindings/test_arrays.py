@@ -58,7 +58,7 @@ def calls() -> dict[str, Call]:
                 "ffn_sub_norm": f32(native.INNER),
             },
         ),
-        "DecoderConfig": (native.config, {"inv_freq": np.ones((1, native.HEAD_DIM // 2))}),
+        "DecoderConfig": (native.config, {"inv_freq": np.ones((1, 1, native.HEAD_DIM // 2))}),
         "Decoder": (
             native.decoder,
             {

@@ -127,6 +127,19 @@ def test_wrong_screening_is_refused(kind: str, top: Any, margin: Any, message: s
         BASE.run(decoder, native.cache(), screen_top=top, screen_margin=margin)
 
 
+@pytest.mark.parametrize(
+    ("rope_sets", "message"),
+    [
+        (ints(0), "one entry per sequence"),
+        (ints(0, 1), "rope set 1 is not one of 1"),
+        (ints(0, -1), "rope set -1 is not one of 1"),
+    ],
+)
+def test_wrong_rope_sets_are_refused(rope_sets: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        BASE.run(DECODER, native.cache(), rope_sets=rope_sets)
+
+
 def test_the_codes_of_another_head_is_refused() -> None:
     screen = native.decoder(head_kind="exact").coded_head_arrays()
     fewer = dict(list(screen.items())[1:])

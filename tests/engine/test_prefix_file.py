@@ -45,6 +45,26 @@ def test_a_restart_changes_no_bit(tmp_path: Path, kv_dtype: KVDtype) -> None:
     assert all(len(s.prefix.pages) == 3 for s in again)
 
 
+def test_pages_come_back_under_the_frequencies_they_were_computed_with(tmp_path: Path) -> None:
+    path = tmp_path / "pages.kv"
+    prompt = random_tokens(1, 80)
+
+    def pair() -> list[Sequence]:
+        return [make_sequence(prompt, count, temperature=0, logprobs=2) for count in (8, 30)]
+
+    first, again = pair(), pair()
+    engine = tiny_engine(MODEL, rope_limits=(100,))
+    finish(engine, first)
+    saved = engine.save_prefixes(path)
+    assert saved == 2 + 3, "two of the short one, three of the long one, none shared"
+    restarted = tiny_engine(MODEL, rope_limits=(100,))
+    assert restarted.load_prefixes(path) == saved
+    finish(restarted, again)
+    assert [len(s.prefix.pages) for s in again] == [2, 2]
+    assert [s.logprobs for s in again] == [s.logprobs for s in first]
+    assert first[0].logprobs != first[1].logprobs[:8]
+
+
 def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "pages.kv"
     engine = tiny_engine(MODEL)

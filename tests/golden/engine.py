@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Sequence:
         )
         self._blocks = np.arange(blocks, dtype=np.int32)[::-1].copy()
         self._length = 0
+        self._rope_sets = np.array([bisect_left(config.rope_limits, capacity)], np.int32)
 
     def extend(self, token_ids: NDArray[Any]) -> tuple[F32Array, F32Array]:
         """Run more tokens; return hidden states [L + 1, T, hidden] and logits [T, V]."""
@@ -47,6 +49,7 @@ class Sequence:
             np.arange(count, dtype=np.int32),
             self._cache,
             hidden,
+            rope_sets=self._rope_sets,
         )
         self._length += count
         return hidden, logits

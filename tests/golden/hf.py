@@ -30,17 +30,38 @@ def versions() -> str:
     return f"torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def inverse_frequencies(config: Config) -> NDArray[np.float32]:
-    """Return the rotary frequencies of a Llama configuration and, last, its attention factor."""
-    rotary = LlamaRotaryEmbedding(transformers.LlamaConfig(**config))
+def inverse_frequencies(config: Config, length: int) -> NDArray[np.float32]:
+    """Return the rotary frequencies of a Llama configuration and, last, its attention factor.
+
+    They are those of a sequence of so many tokens.
+    """
+    rotary = LlamaRotaryEmbedding(transformers.LlamaConfig(**_without_ntk(config)))
+    rotary(torch.zeros(1, 1, 1), torch.tensor([[length - 1]]))
     return np.append(rotary.inv_freq.numpy(), np.float32(rotary.attention_scaling))
 
 
-class Reference:
-    """A checkpoint directory as transformers loads it."""
+def _without_ntk(config: Config) -> Config:
+    """Return the same frequencies as transformers writes them: by a larger theta."""
+    scaling = config.get("rope_scaling", {})
+    if scaling.get("type") != "ntk":
+        return config
+    dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    theta = config["rope_theta"] * scaling["factor"] ** (dim / (dim - 2))
+    return {name: value for name, value in config.items() if name != "rope_scaling"} | {
+        "rope_theta": theta
+    }
 
-    def __init__(self, directory: Path, config: Config) -> None:
+
+class Reference:
+    """A checkpoint directory as transformers loads it.
+
+    Dynamic NTK is frozen at `length` tokens: transformers keeps the frequencies of the longest
+    sequence that it has seen, down to sequences of the original context.
+    """
+
+    def __init__(self, directory: Path, config: Config, length: int) -> None:
         self._model = _load(directory, config)
+        self.run(np.zeros(length, np.int32))
         self._check_linears(quantization_config(config), config["num_hidden_layers"])
 
     def run(self, token_ids: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -17,7 +17,15 @@ import tolerances
 from checkpoints import Tensors, random_tensors, write_checkpoint
 from golden.files import HERE, relative_error
 from golden.hf import Reference, inverse_frequencies, versions
-from golden.specs import NEW_TOKENS, PROMPT_TOKENS, ROPE_SPECS, SPECS, Spec
+from golden.specs import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    ROPE_LENGTHS,
+    ROPE_SPECS,
+    SPECS,
+    TEXT_TOKENS,
+    Spec,
+)
 from reference.model import Oracle
 
 if TYPE_CHECKING:
@@ -34,7 +42,10 @@ def main() -> None:
     for spec in SPECS:
         if spec.name in wanted:
             make(spec)
-    frequencies = {name: inverse_frequencies(config) for name, config in ROPE_SPECS.items()}
+    frequencies = {
+        name: inverse_frequencies(config, ROPE_LENGTHS.get(name, 1))
+        for name, config in ROPE_SPECS.items()
+    }
     save(HERE / "rope.npz", frequencies)
 
 
@@ -42,11 +53,11 @@ def make(spec: Spec) -> None:
     seed, tensors, prompt, greedy = search(spec)
     with tempfile.TemporaryDirectory() as temporary:
         directory = write_checkpoint(Path(temporary), spec.config, tensors, spec.shards)
-        reference = Reference(directory, spec.config)
+        reference = Reference(directory, spec.config, TEXT_TOKENS)
         hidden, logits = reference.run(prompt)
         generated = reference.generate(prompt, NEW_TOKENS)
         files = {f"file:{path.name}": path.read_bytes() for path in sorted(directory.iterdir())}
-    trace = Oracle(spec.config, tensors).forward(prompt)
+    trace = Oracle(spec.config, tensors, TEXT_TOKENS).forward(prompt)
     worst = max(relative_error(hidden, trace.hidden), relative_error(logits, trace.logits))
     if worst > tolerances.ORACLE or not np.array_equal(generated, greedy):
         raise SystemExit(f"{spec.name}: transformers and the oracle disagree ({worst:.1e})")
@@ -70,7 +81,7 @@ def search(spec: Spec) -> tuple[int, Tensors, NDArray[np.int32], NDArray[np.int3
         tensors = random_tensors(spec.config, seed, spec.dtype)
         rng = np.random.default_rng(seed)
         prompt = rng.integers(0, spec.config["vocab_size"], PROMPT_TOKENS).astype(np.int32)
-        greedy = continuation(Oracle(spec.config, tensors), prompt)
+        greedy = continuation(Oracle(spec.config, tensors, TEXT_TOKENS), prompt)
         if greedy is not None and len(set(greedy.tolist())) >= DISTINCT_TOKENS:
             return seed, tensors, prompt, greedy
     raise SystemExit(f"{spec.name}: no seed below {MAX_SEEDS} is unambiguous")

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from checkpoints import Config
 
-__all__ = ["NEW_TOKENS", "PROMPT_TOKENS", "ROPE_SPECS", "SPECS", "Spec"]
+__all__ = [
+    "NEW_TOKENS",
+    "PROMPT_TOKENS",
+    "ROPE_LENGTHS",
+    "ROPE_SPECS",
+    "SPECS",
+    "TEXT_TOKENS",
+    "Spec",
+]
 
 PROMPT_TOKENS = 40  # past the end of a 32-token page
 NEW_TOKENS = 32
+TEXT_TOKENS = PROMPT_TOKENS + NEW_TOKENS
 
 _OFFLINE = {
     "quant_method": "bitnet",
@@ -226,6 +235,56 @@ SPECS = (
         | {"head_dim": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
         dtype="BF16",
     ),
+    # Texts beyond the original context from their first step on, as transformers counts.
+    Spec(
+        "llama_longrope",
+        _llama(
+            64,
+            4,
+            2,
+            92,
+            rope_theta=10000.0,
+            original_max_position_embeddings=32,
+            rope_scaling={
+                "type": "longrope",
+                "short_factor": [1.0 + i / 8 for i in range(8)],
+                "long_factor": [1.0 + i * 1.5 for i in range(8)],
+            },
+        ),
+        dtype="BF16",
+    ),
+    Spec(
+        "llama_longrope_short",
+        _llama(
+            64,
+            4,
+            2,
+            92,
+            rope_theta=10000.0,
+            original_max_position_embeddings=256,
+            rope_scaling={
+                "rope_type": "longrope",
+                "short_factor": [1.0 + i / 8 for i in range(8)],
+                "long_factor": [1.0 + i * 1.5 for i in range(8)],
+                "attention_factor": 1.25,
+            },
+        ),
+        dtype="F16",
+    ),
+    Spec(
+        "llama_dynamic",
+        _llama(
+            64,
+            4,
+            2,
+            92,
+            max_position_embeddings=18,
+            rope_theta=10000.0,
+            # Stretched four times, which is the length of the texts.
+            rope_scaling={"type": "dynamic", "factor": 4.0},
+        ),
+        dtype="BF16",
+    ),
     Spec(
         "gemma",
         _config("GemmaForCausalLM", "gemma", _GELU, 36, 4, 1, 80)
@@ -259,6 +318,12 @@ SPECS = (
     ),
 )
 
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + i / 100 for i in range(48)],
+    "long_factor": [1.0 + i * 1.3 for i in range(48)],
+}
+_DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
 _HEADS = {"hidden_size": 1024, "num_attention_heads": 8, "max_position_embeddings": 131072}
 _LLAMA31 = _LLAMA3 | {"original_max_position_embeddings": 8192}
 
@@ -299,4 +364,36 @@ ROPE_SPECS: dict[str, Config] = {
     "llama3": _HEADS | {"rope_theta": 500000.0, "rope_scaling": _LLAMA31},
     "llama3_new_spelling": _HEADS
     | {"head_dim": 64, "rope_parameters": _LLAMA31 | {"factor": 32.0, "rope_theta": 500000.0}},
+    # Phi-3 mini 128k's sizes.
+    **dict.fromkeys(
+        ("longrope_short", "longrope_long"),
+        _HEADS
+        | {
+            "head_dim": 96,
+            "original_max_position_embeddings": 4096,
+            "rope_theta": 10000.0,
+            "rope_scaling": _LONGROPE,
+        },
+    ),
+    "longrope_new_spelling": _HEADS
+    | {
+        "head_dim": 96,
+        "rope_parameters": _LONGROPE
+        | {"factor": 8.0, "original_max_position_embeddings": 16384, "rope_theta": 10000.0},
+    },
+    **dict.fromkeys(
+        ("dynamic_short", "dynamic_doubled", "dynamic_whole"),
+        _HEADS | {"max_position_embeddings": 4096, "rope_theta": 10000.0, "rope_scaling": _DYNAMIC},
+    ),
+    "ntk": _HEADS | {"rope_theta": 10000.0, "rope_scaling": {"type": "ntk", "factor": 4.0}},
+}
+
+# Of the sequence, where the frequencies depend on it.
+ROPE_LENGTHS = {
+    "longrope_short": 4096,
+    "longrope_long": 4097,
+    "longrope_new_spelling": 16385,
+    "dynamic_short": 4096,
+    "dynamic_doubled": 8192,
+    "dynamic_whole": 16384,
 }

@@ -9,7 +9,7 @@ import pytest
 import tolerances
 from golden.engine import Sequence
 from golden.files import Golden, load_golden, relative_error
-from golden.specs import SPECS
+from golden.specs import SPECS, TEXT_TOKENS
 
 from ryzanstein import _core
 from ryzanstein.loaders.model_files import open_files
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, golden: Golden, tmp_path: Path) -> Loa
 
 
 def test_hidden_states_and_logits(model: LoadedModel, golden: Golden) -> None:
-    hidden, logits = Sequence(model, len(golden.prompt)).extend(golden.prompt)
+    hidden, logits = Sequence(model, TEXT_TOKENS).extend(golden.prompt)
 
     errors = [relative_error(*pair) for pair in zip(hidden, golden.hidden, strict=True)]
     assert max(errors) < tolerances.GOLDEN_HIDDEN, f"by layer: {errors}"
@@ -40,7 +40,7 @@ def test_hidden_states_and_logits(model: LoadedModel, golden: Golden) -> None:
 
 
 def test_greedy_tokens_of_the_prompt(model: LoadedModel, golden: Golden) -> None:
-    _, logits = Sequence(model, len(golden.prompt)).extend(golden.prompt)
+    _, logits = Sequence(model, TEXT_TOKENS).extend(golden.prompt)
 
     ordered = np.sort(golden.logits, axis=1)
     threshold = 2 * tolerances.GOLDEN_LOGITS * np.abs(golden.logits).max()
@@ -50,7 +50,7 @@ def test_greedy_tokens_of_the_prompt(model: LoadedModel, golden: Golden) -> None
 
 
 def test_greedy_generation(model: LoadedModel, golden: Golden) -> None:
-    sequence = Sequence(model, len(golden.prompt) + len(golden.generated))
+    sequence = Sequence(model, TEXT_TOKENS)
     _, logits = sequence.extend(golden.prompt)
     tokens = []
     for _ in golden.generated:
@@ -61,5 +61,5 @@ def test_greedy_generation(model: LoadedModel, golden: Golden) -> None:
 
 @pytest.mark.parametrize("dtype", tolerances.CACHE_LOGITS)
 def test_a_rounded_cache_stays_close(dtype: KVDtype, model: LoadedModel, golden: Golden) -> None:
-    _, logits = Sequence(model, len(golden.prompt), dtype).extend(golden.prompt)
+    _, logits = Sequence(model, TEXT_TOKENS, dtype).extend(golden.prompt)
     assert relative_error(logits, golden.logits) < tolerances.CACHE_LOGITS[dtype]

@@ -10,7 +10,7 @@ import pytest
 import tolerances
 from checkpoints import parse
 from golden.files import load_golden, relative_error
-from golden.specs import SPECS
+from golden.specs import SPECS, TEXT_TOKENS
 from reference.model import Oracle
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def test_oracle(spec: Spec) -> None:
         for name, tensor in parse(data).items()
     }
 
-    trace = Oracle(json.loads(golden.files["config.json"]), tensors).forward(golden.prompt)
+    config = json.loads(golden.files["config.json"])
+    trace = Oracle(config, tensors, TEXT_TOKENS).forward(golden.prompt)
 
     assert relative_error(golden.hidden, trace.hidden) < tolerances.ORACLE
     assert relative_error(golden.logits, trace.logits) < tolerances.ORACLE

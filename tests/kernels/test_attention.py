@@ -72,6 +72,7 @@ class Keys:
         kv_head: int = 0,
         softcap: float = 0.0,
         window: int = 0,
+        sinks: int = 0,
     ) -> tuple[F32Array, F32Array, F32Array]:
         """Return max, sum and unfinished output [rows, padded D] over keys [begin, end).
 
@@ -96,6 +97,7 @@ class Keys:
             out.array,
             softcap,
             window,
+            sinks,
         )
         for array in (top, total, out):
             array.check()
@@ -339,6 +341,40 @@ def test_what_a_window_hides_does_not_show(window: int, dtype: Format, isa: str)
         end = first + t + 1
         begin = max(0, end - window) // 256 * 256
         alone = keys.part(q[t], begin, end, window=window)
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert one.tobytes() == all_of_them[3 * t : 3 * t + 3].tobytes()
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("sinks", [1, 4, 31, 33, 64, 70, 300])
+@pytest.mark.parametrize("window", [1, 30, 33, 257])
+def test_sinks_against_the_oracle(window: int, sinks: int, dtype: Format, isa: str) -> None:
+    for count, softcap in ((1, 0.0), (33, 3.0), (64, 0.0), (97, 3.0), (320, 0.0), (600, 3.0)):
+        keys = Keys(isa, count, 20, dtype)
+        q = queries(3, 20)
+        options: Any = {"window": window, "sinks": sinks, "softcap": softcap}
+        keys.assert_close(keys.attend(q, **options), keys.expected(q, **options))
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("window", "sinks"), [(1, 1), (30, 4), (33, 33), (70, 31), (240, 270)])
+def test_what_lies_between_sinks_and_window_does_not_show(
+    window: int, sinks: int, dtype: Format, isa: str
+) -> None:
+    tokens, count = 41, 900
+    keys = Keys(isa, count, 20, dtype)
+    first = count - tokens
+    q = np.random.default_rng(3).standard_normal((tokens, 3, 20)).astype(np.float32)
+    options: Any = {"window": window, "sinks": sinks}
+    together = keys.part(q, 0, count, position=first, **options)
+    hidden = slice(sinks, first + 1 - window)
+    keys.keys[hidden], keys.values[hidden] = np.nan, np.nan
+    keys.write(range(hidden.start, hidden.stop))
+    again = keys.part(q, 0, count, position=first, **options)
+    for before, after in zip(together, again, strict=True):
+        assert after.tobytes() == before.tobytes()
+    for t in (0, 20, 40):
+        alone = keys.part(q[t], 0, first + t + 1, **options)
         for one, all_of_them in zip(alone, together, strict=True):
             assert one.tobytes() == all_of_them[3 * t : 3 * t + 3].tobytes()
 

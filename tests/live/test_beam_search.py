@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden.files import load_golden
 from golden.hf import Reference
-from golden.specs import SPECS
+from golden.specs import SPECS, TEXT_TOKENS
 from support import byte_level
 
 from ryzanstein import SamplingParams, _core
@@ -91,9 +91,12 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = read_config(files)
     shape = (config.num_layers, config.num_kv_heads, config.head_dim)
     cache = _core.PagedCache(*shape, 64, "f32")
-    limits = EngineConfig(context_length=256, num_blocks=64, kv_dtype="f32")
+    limits = EngineConfig(
+        context_length=256, num_blocks=64, kv_dtype="f32", rope_limits=config.rope_limits
+    )
     engine = Engine(load_model(files, threads=1, isa=None).decoder, cache, limits)
-    reference = Reference(directory, json.loads(golden.files["config.json"]))
+    stored = json.loads(golden.files["config.json"])
+    reference = Reference(directory, stored, TEXT_TOKENS)
     return Pair(reference, SharedEngine(engine), golden.prompt)
 
 

@@ -17,7 +17,7 @@ import tolerances
 from golden.engine import Sequence
 from golden.files import Golden, load_golden, relative_error
 from golden.hf import Reference
-from golden.specs import SPECS
+from golden.specs import SPECS, TEXT_TOKENS
 
 from ryzanstein import _core
 from ryzanstein.loaders.model_files import open_files
@@ -42,7 +42,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     golden = load_golden(request.param)
     directory = golden.write(tmp_path_factory.mktemp("checkpoint"))
-    reference = Reference(directory, json.loads(golden.files["config.json"]))
+    reference = Reference(directory, json.loads(golden.files["config.json"]), TEXT_TOKENS)
     hidden, logits = reference.run(golden.prompt)
     generated = reference.generate(golden.prompt, len(golden.generated))
     models = {
@@ -53,7 +53,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("isa", _core.available_isas())
 def test_hidden_states_and_logits(pair: Pair, isa: str) -> None:
-    hidden, logits = Sequence(pair.model[isa], len(pair.golden.prompt)).extend(pair.golden.prompt)
+    hidden, logits = Sequence(pair.model[isa], TEXT_TOKENS).extend(pair.golden.prompt)
 
     errors = [relative_error(*states) for states in zip(hidden, pair.hidden, strict=True)]
     assert max(errors) < tolerances.GOLDEN_HIDDEN, f"by layer: {errors}"
@@ -63,7 +63,7 @@ def test_hidden_states_and_logits(pair: Pair, isa: str) -> None:
 @pytest.mark.parametrize("isa", _core.available_isas())
 def test_greedy_generation(pair: Pair, isa: str) -> None:
     prompt = pair.golden.prompt
-    sequence = Sequence(pair.model[isa], len(prompt) + len(pair.generated))
+    sequence = Sequence(pair.model[isa], TEXT_TOKENS)
     _, logits = sequence.extend(prompt)
     tokens = []
     for _ in pair.generated:

@@ -204,6 +204,8 @@ def test_rope(tmp_path: Path) -> None:
     # the float32 in the file, as the decimal that it came from
     assert config["rope_scaling"]["rope_type"] == "linear"
     assert config["rope_scaling"]["factor"] == 0.1
+    with pytest.raises(UnsupportedFormatError, match="is longrope, whose factors"):
+        read(tmp_path, content("llama", {"rope.scaling.type": "longrope"}))
     none = content("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 1.0})
     assert "rope_scaling" not in read(tmp_path, none)
 

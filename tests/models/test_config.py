@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -344,3 +345,17 @@ def test_missing_directory_and_config(tmp_path: Path) -> None:
         read_config(open_files(tmp_path / "x"))
     with pytest.raises(ModelLoadError, match=r"config\.json does not exist"):
         read_config(open_files(tmp_path))
+
+
+def test_what_is_asked_of_attention_leaves_shorter_windows_alone(tmp_path: Path) -> None:
+    config = replace(read(tmp_path, GEMMA3), attention_window=100, attention_sinks=4)
+    assert [config.attention_span(layer) for layer in range(3)] == [(12, 0), (12, 0), (100, 4)]
+    config = replace(config, attention_window=8)
+    assert [config.attention_span(layer) for layer in range(3)] == [(8, 4)] * 3
+    assert read(tmp_path, GEMMA3).attention_span(2) == (0, 0)
+
+
+def test_longrope_has_a_factor_for_each_frequency(tmp_path: Path) -> None:
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 7}
+    with pytest.raises(CorruptFileError, match="12 numbers each, for heads of 24, found 8"):
+        read(tmp_path, LLAMA | {"rope_parameters": scaling | {"rope_theta": 1e4}})

@@ -114,12 +114,13 @@ class Layer:
     ffn_sub_norm: F64 | None = None
     ffn_output_norm: F64 | None = None
     sliding_window: int = 0
+    attention_sinks: int = 0
     rope: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """As `_core.DecoderConfig`; `inv_freq` is [ropes, D / 2]."""
+    """As `_core.DecoderConfig`; `inv_freq` is [rope_sets, ropes, D / 2]."""
 
     num_heads: int
     num_kv_heads: int
@@ -127,7 +128,7 @@ class Config:
     rms_norm_eps: float
     activation: str
     inv_freq: F64
-    rope_attention_factor: float = 1.0
+    rope_attention_factors: F64 | None = None
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     attention_softcap: float = 0.0
@@ -144,10 +145,11 @@ class Decoder:
     final_norm: F64
     head: F64
     _margin: float = field(default=math.inf, init=False)
+    _rope_set: int = field(default=0, init=False)
 
-    def forward(self, token_ids: NDArray[Any]) -> Trace:
+    def forward(self, token_ids: NDArray[Any], rope_set: int = 0) -> Trace:
         """Run one sequence from position 0."""
-        self._margin = math.inf
+        self._margin, self._rope_set = math.inf, rope_set
         x = self.embedding[token_ids] * self.config.embedding_scale
         hidden = [x]
         for layer in self.layers:
@@ -165,7 +167,9 @@ class Decoder:
         heads = rows.reshape(len(x), -1, c.head_dim)
         q, k, v = np.split(heads, [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
         q, k = self._normed(q, layer.q_norm), self._normed(k, layer.k_norm)
-        turns = (positions, c.inv_freq[layer.rope], c.rope_attention_factor)
+        factors = c.rope_attention_factors
+        factor = 1.0 if factors is None else float(factors[layer.rope])
+        turns = (positions, c.inv_freq[self._rope_set, layer.rope], factor)
         q, k = (ops.rope(part, *turns) for part in (q, k))
         mixed = ops.attention(
             q,
@@ -175,6 +179,7 @@ class Decoder:
             scale=c.attention_scale,
             softcap=c.attention_softcap,
             window=layer.sliding_window,
+            sinks=layer.attention_sinks,
         )
         mixed = self._normed(mixed.reshape(len(x), -1), layer.attn_sub_norm)
         return self._normed(self._linears([layer.o_proj], mixed), layer.attn_output_norm)

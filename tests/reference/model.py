@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Oracle:
     """A decoder over a checkpoint's tensors, written from transformers' modelling code."""
 
-    def __init__(self, config: Config, tensors: Mapping[str, Stored]) -> None:
+    def __init__(self, config: Config, tensors: Mapping[str, Stored], length: int = 0) -> None:
+        """Take a checkpoint; `length` is what the sequence will grow to."""
         self._config = config
         self._tensors = tensors
         self._quantization = quantization_config(config)
@@ -32,7 +33,8 @@ class Oracle:
         dim = int(config.get("head_dim") or config["hidden_size"] // heads)
         embedding = self._values("model.embed_tokens.weight")
         scalar = config.get("query_pre_attn_scalar", dim)
-        ropes = [inverse_frequencies(section, dim) for section in rope_sections(config)]
+        sections = rope_sections(config)
+        ropes = [inverse_frequencies(section, dim, length) for section in sections]
         self._decoder = decoder.Decoder(
             decoder.Config(
                 num_heads=heads,
@@ -40,8 +42,8 @@ class Oracle:
                 head_dim=dim,
                 rms_norm_eps=config["rms_norm_eps"],
                 activation=ACTIVATIONS[config.get("hidden_activation") or config["hidden_act"]],
-                inv_freq=np.stack(ropes),
-                rope_attention_factor=attention_factor(rope_sections(config)[0]),
+                inv_freq=np.stack(ropes)[None],
+                rope_attention_factors=np.array([attention_factor(part) for part in sections]),
                 embedding_scale=math.sqrt(config["hidden_size"]) if self._is_gemma else 1.0,
                 attention_scale=scalar**-0.5,
                 attention_softcap=config.get("attn_logit_softcapping") or 0.0,
@@ -143,18 +145,28 @@ def rope_sections(config: Config) -> list[Config]:
     if "full_attention" in section:
         return [section["full_attention"], section["sliding_attention"]]
     whole = {"rope_theta": config.get("rope_theta")} | section
+    for key in ("max_position_embeddings", "original_max_position_embeddings"):
+        if key in config:
+            whole.setdefault(key, config[key])
     if config["architectures"] == ["Gemma3ForCausalLM"]:
         return [whole, {"rope_theta": config["rope_local_base_freq"]}]
     return [whole]
 
 
-def inverse_frequencies(section: Config, dim: int) -> F64:
-    """Return float64 [dim / 2] for the rope types default, linear, llama3 and yarn."""
+def inverse_frequencies(section: Config, dim: int, length: int = 0) -> F64:
+    """Return float64 [dim / 2] for a sequence of so many tokens at most."""
     theta = float(section["rope_theta"])
+    kind = section.get("rope_type", section.get("type", "default"))
+    if kind == "ntk":
+        theta *= section["factor"] ** (dim / (dim - 2))
+    if kind == "dynamic":
+        theta *= dynamic_stretch(section, length) ** (dim / (dim - 2))
     base = np.array([theta ** (-2.0 * i / dim) for i in range(dim // 2)])
-    kind = section.get("rope_type", "default")
-    if kind == "default":
+    if kind in ("default", "ntk", "dynamic"):
         return base
+    if kind == "longrope":
+        is_long = length > section["original_max_position_embeddings"]
+        return np.asarray(base / section["long_factor" if is_long else "short_factor"])
     factor = float(section["factor"])
     if kind == "linear":
         return base / factor
@@ -177,9 +189,25 @@ def inverse_frequencies(section: Config, dim: int) -> F64:
 
 def attention_factor(section: Config) -> float:
     """Return what cosines and sines are multiplied by."""
-    if section.get("rope_type") != "yarn":
+    kind = section.get("rope_type", section.get("type"))
+    if "attention_factor" in section:
+        return float(section["attention_factor"])
+    if kind == "longrope":
+        original = section["original_max_position_embeddings"]
+        factor = section.get("factor", section["max_position_embeddings"] / original)
+        return math.sqrt(1 + math.log(factor, original))
+    if kind != "yarn":
         return 1.0
     return 0.1 * math.log(float(section["factor"])) + 1.0
+
+
+def dynamic_stretch(section: Config, length: int) -> float:
+    """Return the stretch of dynamic NTK for the next doubling of the context, or its whole."""
+    original, factor = section["max_position_embeddings"], section["factor"]
+    rung = original
+    while rung < length:
+        rung = min(2 * rung, int(original * factor))
+    return float(factor * rung / original - (factor - 1))
 
 
 def yarn_frequencies(section: Config, base: F64, theta: float) -> F64:

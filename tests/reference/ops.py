@@ -105,19 +105,21 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
     window: int = 0,
+    sinks: int = 0,
 ) -> F64:
     """Causal grouped-query attention: q[T, H, D] over k, v[n, G, D] -> [T, H, D].
 
     Key j stands at position j and is seen by a query at position p when j <= p, with a window w
-    when also j > p - w; query head h reads key head h // (H / G). Scores are q . k times the scale,
-    1 / sqrt(D) by default, and soft-capped.
+    when also j > p - w or j < sinks; query head h reads key head h // (H / G). Scores are q . k
+    times the scale, 1 / sqrt(D) by default, and soft-capped.
     """
     tokens, heads, dim = q.shape
     group = heads // k.shape[1]
     out = np.empty((tokens, heads, dim), dtype=np.float64)
     for t in range(tokens):
         end = int(q_positions[t]) + 1
-        seen = slice(max(0, end - window) if window else 0, end)
+        own = np.arange(end)
+        seen = own[(own >= end - window) | (own < sinks)] if window else own
         for h in range(heads):
             keys = k[seen, h // group].astype(np.float64)
             values = v[seen, h // group].astype(np.float64)

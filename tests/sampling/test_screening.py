@@ -209,7 +209,7 @@ def _uniform_decoder(hidden: int, vocab: int, isa: str) -> _core.Decoder:
         vocab_size=vocab,
         rms_norm_eps=1e-5,
         activation="silu",
-        inv_freq=np.ones((1, hidden // 2)),
+        inv_freq=np.ones((1, 1, hidden // 2)),
     )
     embedding = np.ones((vocab, hidden), np.float32)
     return _core.Decoder(config, [layer], embedding, ones, head_kind="exact", isa=isa)

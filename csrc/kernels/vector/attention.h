@@ -102,6 +102,14 @@ inline void value_tile(const typename F::Operand* weights, std::size_t first, st
   }
 }
 
+// The keys that a token sees of some, counted from the first of these: [0, hole) and [resume, end).
+// There is a hole between the attention sinks and the window; all is hidden where end is 0.
+struct Seen {
+  std::size_t hole;
+  std::size_t resume;
+  std::size_t end;
+};
+
 // The largest of the scores [first, n), or -infinity where there are none.
 inline float highest(const float* scores, std::size_t first, std::size_t n) {
   const Vec lowest = broadcast(-INFINITY);
@@ -146,6 +154,8 @@ class Attention {
     }
     attend_split(a_.key_begin, a_.max, a_.sum, a_.out);
     for (std::size_t begin = a_.key_begin + kSplitKeys; begin < key_end_; begin += kSplitKeys) {
+      const std::size_t end = split_end(begin);
+      if (next_seen(begin, begin, end) >= end) continue;
       attend_split(begin, part_max_, part_sum_, part_out_);
       const std::size_t r = first_token(begin) * a_.group;
       attention_merge({rows_ - r, a_.head_dim, part_max_ + r, part_sum_ + r,
@@ -179,15 +189,31 @@ class Attention {
   std::size_t first_token(std::size_t position) const {
     return position > a_.position ? position - a_.position : 0;
   }
-  // Token t sees the keys [begin + unseen, begin + seen) of [begin, end), or none if that is empty.
-  std::size_t seen(std::size_t t, std::size_t begin, std::size_t end) const {
-    const std::size_t own_end = a_.position + t + 1;
-    return (own_end < end ? own_end : end) - begin;
+  std::size_t split_end(std::size_t begin) const {
+    return begin + kSplitKeys < key_end_ ? begin + kSplitKeys : key_end_;
   }
+  // What token t sees of the keys [begin, end).
+  Seen seen(std::size_t t, std::size_t begin, std::size_t end) const {
+    const std::size_t own_end = a_.position + t + 1;
+    const std::size_t count = (own_end < end ? own_end : end) - begin;
+    const std::size_t from = unseen(t, begin);
+    const std::size_t sinks = a_.sinks > begin ? a_.sinks - begin : 0;
+    if (from <= sinks) return {0, 0, count};
+    if (from < count) return {sinks, from, count};
+    return {0, 0, sinks < count ? sinks : count};
+  }
+  // Keys from `begin` on that are before the window of token t.
   std::size_t unseen(std::size_t t, std::size_t begin) const {
     const std::size_t from = begin + a_.window;
     const std::size_t own_end = a_.position + t + 1;
     return a_.window != 0 && own_end > from ? own_end - from : 0;
+  }
+  // The first page from `at` on, of a split, of which any token may see a key; else one past `end`.
+  // Windows move on from token to token: the first token's begins first.
+  std::size_t next_seen(std::size_t begin, std::size_t at, std::size_t end) const {
+    const std::size_t window = begin + unseen(0, begin) / kPageTokens * kPageTokens;
+    if (at >= window || at < a_.sinks) return at;
+    return window < end ? window : end;
   }
   const typename Wide::Element* widen(const Element* from, std::size_t count,
                                       const Element* next) const {
@@ -201,13 +227,12 @@ class Attention {
   }
 
   void attend_split(std::size_t begin, float* max_score, float* sum, float* out) const {
-    const std::size_t end = begin + kSplitKeys < key_end_ ? begin + kSplitKeys : key_end_;
-    // The first page that any token sees: windows move on from token to token.
-    const std::size_t start = begin + unseen(0, begin) / kPageTokens * kPageTokens;
-    for (std::size_t at = start; at < end; at += kPageTokens) {
+    const std::size_t end = split_end(begin);
+    const auto after = [&](std::size_t at) { return next_seen(begin, at + kPageTokens, end); };
+    const std::size_t start = next_seen(begin, begin, end);
+    for (std::size_t at = start; at < end; at = after(at)) {
       const Element* keys = page(at);
-      const Element* next =
-          at + kPageTokens < end ? page(at + kPageTokens) : page(start) + key_elements_;
+      const Element* next = after(at) < end ? page(after(at)) : page(start) + key_elements_;
       const std::size_t row = first_token(at) * a_.group;
       if (widens_) {
         const auto* wide = widen(keys, key_elements_, next);
@@ -219,19 +244,22 @@ class Attention {
     const std::size_t first = first_token(begin) * a_.group;
     // Two loops: a row's exponentials need not wait for its maximum.
     for (std::size_t r = first; r < rows_; ++r) {
-      const std::size_t t = r / a_.group;
-      if (a_.softcap != 0.0f) cap(r, unseen(t, begin), seen(t, begin, end));
-      max_score[r] = highest(scores_ + r * kSplitKeys, unseen(t, begin), seen(t, begin, end));
+      const Seen keys = seen(r / a_.group, begin, end);
+      if (a_.softcap != 0.0f) cap(r, keys.hole != 0 ? 0 : keys.resume, keys.end);
+      const float* scores = scores_ + r * kSplitKeys;
+      max_score[r] = highest(scores, keys.resume, keys.end);
+      if (keys.hole != 0) {
+        const float top = highest(scores, 0, keys.hole);
+        if (top > max_score[r]) max_score[r] = top;
+      }
     }
     for (std::size_t r = first; r < rows_; ++r) {
-      const std::size_t t = r / a_.group;
-      sum[r] = weigh(r, begin, unseen(t, begin), seen(t, begin, end), max_score[r]);
+      sum[r] = weigh(r, begin, seen(r / a_.group, begin, end), max_score[r]);
     }
     for (std::size_t i = first * padded_; i < rows_ * padded_; ++i) out[i] = 0.0f;
-    for (std::size_t at = start; at < end; at += kPageTokens) {
+    for (std::size_t at = start; at < end; at = after(at)) {
       const Element* values = page(at) + key_elements_;
-      const Element* next =
-          at + kPageTokens < end ? page(at + kPageTokens) + key_elements_ : page(at + kPageTokens);
+      const Element* next = page(after(at)) + (after(at) < end ? key_elements_ : 0);
       if (widens_) {
         const auto* wide = widen(values, kPageTokens * padded_, next);
         add_page<Wide, false>(wide, wide, begin, at, end, out);
@@ -272,36 +300,52 @@ class Attention {
     }
   }
 
-  // Turns the scores [first, n) of a row into weights exp(s - max), with zeros beside them in their
-  // pages, and returns their sum.
-  float weigh(std::size_t row, std::size_t begin, std::size_t first, std::size_t n,
-              float max_score) const {
-    if (first >= n) return 0.0f;
+  // Calls `each` with the first key of every page that has any that are seen. From one place: only
+  // there does the compiler keep in registers what `each` adds up.
+  template <typename Each>
+  static void for_pages(const Seen& keys, const Each& each) {
+    const std::size_t window = keys.resume / kPageTokens * kPageTokens;
+    std::size_t i = keys.hole != 0 ? 0 : window;
+    while (i < keys.end) {
+      each(i);
+      i += kPageTokens;
+      if (i >= keys.hole && i < window) i = window;
+    }
+  }
+
+  // Turns the scores of the keys that a row sees into weights exp(s - max), with zeros beside them
+  // in their pages, and returns their sum.
+  float weigh(std::size_t row, std::size_t begin, const Seen& keys, float max_score) const {
+    if (keys.end == 0) return 0.0f;
     const Vec shift = broadcast(max_score);
     Vec total = zero();
     VecI top = zero_i();
-    for (std::size_t i = first / kPageTokens * kPageTokens; i < n; i += kPageTokens) {
-      if (first <= i && i + kPageTokens <= n) {
-        weigh_page<true>(row, begin, i, 0, kPageTokens, shift, total, top);
+    const auto within = [](std::size_t n, std::size_t i) { return n > i ? n - i : 0; };
+    for_pages(keys, [&](std::size_t i) {
+      const Seen part{within(keys.hole, i), within(keys.resume, i), within(keys.end, i)};
+      if ((part.resume == 0 && part.end >= kPageTokens) || part.hole >= kPageTokens) {
+        weigh_page<true>(row, begin, i, part, shift, total, top);
       } else {
-        weigh_page<false>(row, begin, i, first > i ? first - i : 0, n - i, shift, total, top);
+        weigh_page<false>(row, begin, i, part, shift, total, top);
       }
-    }
-    if constexpr (F::kDepth == 2) hold_weights(row, first, n, float_of_bits(reduce_max_i(top)));
+    });
+    if constexpr (F::kDepth == 2) hold_weights(row, keys, float_of_bits(reduce_max_i(top)));
     return reduce_add(total);
   }
 
-  // The part of `weigh` in a page, of which the keys [skip, count) are seen. For int8, weights are
-  // stored times their values' scales, the largest of which goes to `top` as abs_max takes it.
+  // The part of `weigh` in a page. For int8, weights are stored times their values' scales, the
+  // largest of which goes to `top` as abs_max takes it.
   template <bool kWhole>
-  void weigh_page(std::size_t row, std::size_t begin, std::size_t i, std::size_t skip,
-                  std::size_t count, Vec shift, Vec& total, VecI& top) const {
+  void weigh_page(std::size_t row, std::size_t begin, std::size_t i, const Seen& keys, Vec shift,
+                  Vec& total, VecI& top) const {
     float* scores = scores_ + row * kSplitKeys + i;
     for (std::size_t j = 0; j < kPageTokens; j += kLanes) {
       const auto only_seen = [&](Vec weight) {
         if constexpr (kWhole) return weight;
-        weight = select_first(weight, count > j ? count - j : 0, zero());
-        return select_first(zero(), skip > j ? skip - j : 0, weight);
+        const auto first = [j](std::size_t n) { return n > j ? n - j : 0; };
+        const Vec recent = select_first(weight, first(keys.end), zero());
+        const Vec unhidden = select_first(zero(), first(keys.resume), recent);
+        return select_first(weight, first(keys.hole), unhidden);
       };
       Vec weight = only_seen(exp(sub(load(scores + j), shift)));
       total = add(total, weight);
@@ -313,14 +357,15 @@ class Attention {
     }
   }
 
-  // Rounds the weights [first, n) of a row to 16 bits.
-  void hold_weights(std::size_t row, std::size_t first, std::size_t n, float largest) const {
+  // Rounds the weights of a row to 16 bits.
+  void hold_weights(std::size_t row, const Seen& keys, float largest) const {
     const float* exact = scores_ + row * kSplitKeys;
     const Vec inverse = broadcast(INT16_MAX / largest);
-    const std::size_t begin = first / kPageTokens * kPageTokens;
-    for (std::size_t i = begin; i < n || i % kPageTokens != 0; i += kLanes) {
-      store_i16(weights(row) + i, to_int(mul(load(exact + i), inverse)));
-    }
+    for_pages(keys, [&](std::size_t page) {
+      for (std::size_t i = page; i < page + kPageTokens; i += kLanes) {
+        store_i16(weights(row) + i, to_int(mul(load(exact + i), inverse)));
+      }
+    });
     value_factors_[row] = largest / INT16_MAX;
   }
 
@@ -331,17 +376,23 @@ class Attention {
                 std::size_t begin, std::size_t at, std::size_t end, float* out) const {
     const std::size_t page_end = at + kPageTokens < end ? at + kPageTokens : end;
     for (std::size_t t = first_token(at); t < a_.tokens; ++t) {
-      const std::size_t first = unseen(t, at) / F::kDepth;
-      const std::size_t steps = (seen(t, at, page_end) + F::kDepth - 1) / F::kDepth;
-      if (unseen(t, at) >= seen(t, at, page_end)) continue;
-      for_tiles<kValueRows>(t * a_.group, (t + 1) * a_.group, [&](auto rows, std::size_t r) {
-        for_tiles<kValueVecs>(0, padded_ / kLanes, [&](auto vecs, std::size_t v) {
-          const std::size_t d = v * kLanes;
-          value_tile<Format, rows.value, vecs.value, kAsStored>(
-              weights(r) + (at - begin), first, steps, values + d * F::kDepth, next + d * F::kDepth,
-              padded_ * F::kDepth, value_factors_ + r, out + r * padded_ + d, padded_);
+      const Seen keys = seen(t, at, page_end);
+      if (keys.end == 0) continue;
+      // What is before the hole, if there is one, and what is behind it.
+      for (bool is_last = keys.hole == 0;; is_last = true) {
+        const std::size_t first = (is_last ? keys.resume : 0) / F::kDepth;
+        const std::size_t steps = ((is_last ? keys.end : keys.hole) + F::kDepth - 1) / F::kDepth;
+        for_tiles<kValueRows>(t * a_.group, (t + 1) * a_.group, [&](auto rows, std::size_t r) {
+          for_tiles<kValueVecs>(0, padded_ / kLanes, [&](auto vecs, std::size_t v) {
+            const std::size_t d = v * kLanes;
+            value_tile<Format, rows.value, vecs.value, kAsStored>(
+                weights(r) + (at - begin), first, steps, values + d * F::kDepth,
+                next + d * F::kDepth, padded_ * F::kDepth, value_factors_ + r,
+                out + r * padded_ + d, padded_);
+          });
         });
-      });
+        if (is_last) break;
+      }
     }
   }
 

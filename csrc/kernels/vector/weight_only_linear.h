@@ -18,12 +18,13 @@ constexpr std::size_t kFewFloatTokens = 4;
 template <std::size_t kBits, bool kMinimum, std::size_t kVecs, std::size_t kTokens>
 struct WeightOnlyTile {
   static constexpr std::size_t kPlanes = 8 / kBits;
+  // Codes of 4 and 8 bits get a sign in place of a zero point.
+  static constexpr bool kSigned = !kMinimum && kBits > 2;
   // Where the byte of a weight is moved to: above everything, where its sign is the lane's, unless
   // it has none.
-  static constexpr std::size_t kByte = kMinimum ? 2 : 3;
+  static constexpr std::size_t kByte = kSigned ? 3 : 2;
   static constexpr float kUnit = 1.0f / (1u << (8 * kByte + 8 - kBits));
-  // What is left to subtract: codes of 4 and 8 bits get a sign instead.
-  static constexpr float kZero = !kMinimum && kBits == 2 ? 1.0f / kUnit : 0.0f;
+  static constexpr float kZero = kMinimum || kSigned ? 0.0f : 1.0f / kUnit;
 
   explicit WeightOnlyTile(const WeightOnlyLinearArgs& args) : a(args) {
     for (auto& token : sums) {
@@ -78,9 +79,8 @@ struct WeightOnlyTile {
   // The bits of a plane at the top of their bytes, with zeros below.
   static VecI top_bits(VecI codes, std::size_t plane) {
     constexpr int kTop = 0xff & (0xff << (8 - kBits));
-    constexpr int kSign = kMinimum || kBits == 2 ? 0 : 0x80;
     const VecI top = shift_bytes<kTop>(codes, static_cast<int>(8 - kBits - plane * kBits));
-    return kSign ? flip_bytes<kSign>(top) : top;
+    return kSigned ? flip_bytes<0x80>(top) : top;
   }
 
   void multiply(const VecI* tops, const Vec* scale, const Vec* minimum, const float* x,

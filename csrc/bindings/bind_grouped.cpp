@@ -4,9 +4,11 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
+#include "kernels/dispatch.h"
 #include "quant/grouped_matrix.h"
 
 namespace py = pybind11;
@@ -24,9 +26,9 @@ DType parse_scale_dtype(const std::string& name) {
 }
 
 GroupedFormat parse_format(int bits, int group, const std::string& scale_dtype, bool has_minimum) {
-  if (bits != 2 && bits != 4 && bits != 8) {
+  if ((bits < 1 || bits > 4) && bits != 8) {
     throw ValidationError("[grouped_matrix] bits is " + std::to_string(bits) +
-                          ", expected 2, 4 or 8");
+                          ", expected 1, 2, 3, 4 or 8");
   }
   if (group != 16 && group != 32 && group != 64 && group != 128) {
     throw ValidationError("[grouped_matrix] group is " + std::to_string(group) +
@@ -108,9 +110,19 @@ Floats dequantize(const GroupedMatrix& matrix, std::size_t row_begin,
   return out;
 }
 
+std::vector<std::string> kernel_names(const std::optional<std::string>& isa, std::size_t bits) {
+  std::vector<std::string> names;
+  for (const GroupedKernel& kernel : grouped_kernels(resolve_isa(isa.value_or("")), bits)) {
+    names.emplace_back(kernel.name);
+  }
+  return names;
+}
+
 }  // namespace
 
 void bind_grouped(py::module_& m) {
+  m.def("grouped_kernels", &kernel_names, py::arg("isa") = py::none(), py::kw_only(),
+        py::arg("bits"));
   py::class_<GroupedMatrix, std::shared_ptr<GroupedMatrix>>(m, "GroupedMatrix")
       .def(py::init(&make_matrix), py::arg("out_features"), py::arg("in_features"), py::arg("bits"),
            py::arg("group") = 32, py::arg("scale_dtype") = "f16", py::arg("has_minimum") = false,

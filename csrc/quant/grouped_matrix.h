@@ -1,4 +1,4 @@
-// A matrix [N, K] of 2-, 4- or 8-bit codes with scales for groups of columns, packed as grouped.h
+// A matrix [N, K] of 1-, 2-, 3-, 4- or 8-bit codes with scales for groups of columns, packed as grouped.h
 // describes.
 #pragma once
 

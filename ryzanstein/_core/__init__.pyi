@@ -75,6 +75,16 @@ def ternary_kernels(isa: str | None = None) -> list[str]:
         ValidationError: a tier this machine does not have.
     """
 
+def grouped_kernels(isa: str | None = None, *, bits: int) -> list[str]:
+    """Return the kernels that this CPU runs under a tier for one token and codes of so many bits.
+
+    A name is a method, a slash and its instructions: "multiply_add/avx512" comes first, and for up
+    to 4 bits there is one that looks products up, "lookup/avx2". All give the same bits.
+
+    Raises:
+        ValidationError: a tier this machine does not have.
+    """
+
 def time_ternary_kernels(
     rows: int, columns: int, *, isa: str, threads: int
 ) -> dict[str, tuple[float, float]]:
@@ -273,7 +283,7 @@ class Linear:
         kernel: str = "",
         bias: F32Array | None = None,
     ) -> None:
-        """Take, for a ternary matrix, one of `ternary_kernels`, or "" for the best guess."""
+        """Take one of `ternary_kernels` or `grouped_kernels`, or "" for the best guess."""
     @property
     def matrix(self) -> TernaryMatrix | DenseMatrix | GroupedMatrix: ...
 

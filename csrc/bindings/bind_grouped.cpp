@@ -4,11 +4,9 @@
 #include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
-#include "kernels/dispatch.h"
 #include "quant/grouped_matrix.h"
 
 namespace py = pybind11;
@@ -110,19 +108,9 @@ Floats dequantize(const GroupedMatrix& matrix, std::size_t row_begin,
   return out;
 }
 
-std::vector<std::string> kernel_names(const std::optional<std::string>& isa, std::size_t bits) {
-  std::vector<std::string> names;
-  for (const GroupedKernel& kernel : grouped_kernels(resolve_isa(isa.value_or("")), bits)) {
-    names.emplace_back(kernel.name);
-  }
-  return names;
-}
-
 }  // namespace
 
 void bind_grouped(py::module_& m) {
-  m.def("grouped_kernels", &kernel_names, py::arg("isa") = py::none(), py::kw_only(),
-        py::arg("bits"));
   py::class_<GroupedMatrix, std::shared_ptr<GroupedMatrix>>(m, "GroupedMatrix")
       .def(py::init(&make_matrix), py::arg("out_features"), py::arg("in_features"), py::arg("bits"),
            py::arg("group") = 32, py::arg("scale_dtype") = "f16", py::arg("has_minimum") = false,

@@ -367,6 +367,9 @@ void dense_linear(const std::string& isa, const py::array& weights, const Floats
 void weight_only_linear(const std::string& isa, const GroupedMatrix& matrix, const Floats& x,
                         Floats out) {
   expect_ndim(x, 2, "x");
+  if (!has_weight_only_linear(matrix.format())) {
+    throw ValidationError("[ops] weight_only_linear takes codes of 2, 4 or 8 bits");
+  }
   const std::size_t tokens = dim(x, 0), rows = matrix.out_features();
   expect_size(x, tokens * matrix.in_features(), "x");
   expect_size(out, tokens * rows, "out");
@@ -509,7 +512,8 @@ void bind_ops(py::module_& m) {
   m.def("quantize_blocks", &quantize_blocks, py::arg("isa"), array("x"), array("q"),
         array("blocks"), py::arg("gain").noconvert() = py::none(), py::arg("eps") = 1e-5f);
   m.def("grouped_linear", &grouped_linear, py::arg("isa"), py::arg("matrix"), array("q"),
-        array("blocks"), array("out"), py::arg("residual").noconvert() = py::none(), py::arg("kernel") = "");
+        array("blocks"), array("out"), py::arg("residual").noconvert() = py::none(),
+        py::arg("kernel") = "");
   m.def("select_gates", &select_gates, py::arg("isa"), array("gate"), py::arg("begin"),
         py::arg("end"));
   m.def("select_nonzero", &select_nonzero, py::arg("isa"), array("q"));

@@ -152,16 +152,14 @@ std::span<const GroupedKernel> grouped_kernels(Isa isa, std::size_t bits) {
 #ifdef RYZ_HAVE_AVX2
     case Isa::kAvx2: {
       static const GroupedKernel kernels[] = {
-          multiply_add(isa,
-                       cpu_features().avx_vnni ? "multiply_add/avxvnni" : "multiply_add/avx2"),
+          multiply_add(isa, cpu_features().avx_vnni ? "multiply_add/avxvnni" : "multiply_add/avx2"),
           {"lookup/avx2", true, avx2::lookup_linear}};
       return std::span(kernels).first(count);
     }
 #endif
     default: {
-      static const GroupedKernel kernels[] = {
-          multiply_add(isa, "multiply_add/scalar"),
-          {"lookup/scalar", true, scalar::lookup_linear}};
+      static const GroupedKernel kernels[] = {multiply_add(isa, "multiply_add/scalar"),
+                                              {"lookup/scalar", true, scalar::lookup_linear}};
       return std::span(kernels).first(count);
     }
   }

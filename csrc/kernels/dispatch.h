@@ -1,5 +1,5 @@
-// The kernel table of each tier, and the kernels to choose from for ternary and grouped matrices. A tier is chosen once,
-// when a decoder is made; a ternary or grouped kernel for each matrix.
+// The kernel table of each tier, and the kernels to choose from for ternary and grouped matrices. A
+// tier is chosen once, when a decoder is made; a ternary or grouped kernel for each matrix.
 #pragma once
 
 #include <map>

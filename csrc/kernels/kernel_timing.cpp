@@ -180,6 +180,8 @@ std::vector<KernelTiming> time_ternary_kernels(Isa isa, std::size_t rows, std::s
 std::vector<KernelTiming> time_grouped_kernels(Isa isa, std::size_t rows, std::size_t columns,
                                                std::size_t bits, int threads) {
   check_shape("time_grouped_kernels", rows, columns);
+  if (bits == 0 || bits > 8)
+    throw ValidationError("[time_grouped_kernels] bits is not within 1..8");
   GroupedBench bench(isa, rows, columns, bits, threads);
   return take_turns(bench, grouped_kernels(isa, bits));
 }

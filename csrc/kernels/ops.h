@@ -88,8 +88,8 @@ struct QuantizeBlocksArgs {
   std::size_t block_stride;
 };
 
-// The tables of lookup_format.h for a token's blocks, as quantize_blocks makes them, and the codes of
-// a format of 1 to 4 bits.
+// The tables of lookup_format.h for a token's blocks, as quantize_blocks makes them, and the codes
+// of a format of 1 to 4 bits.
 struct LookupTablesArgs {
   const std::int8_t* q;  // [blocks, kScaleBlock]
   std::size_t blocks;
@@ -98,7 +98,8 @@ struct LookupTablesArgs {
 };
 
 // Linear over the row panels [panel_begin, panel_end) of a grouped.h layout. With the activations
-// of quantize_blocks, which are within [-127, 127], a unit being a block, or half of one where groups have 16 columns:
+// of quantize_blocks, which are within [-127, 127], a unit being a block, or half of one where
+// groups have 16 columns:
 //   dot = sum of (code - zero) * q over the unit, exact in int32
 //   y = fma(dot, scale[n] * act_scale[t], y)                       unit by unit in ascending order,
 //   y = fma(minimum[n], act_scale[t] * sum of q, y)                then, where there are minima
@@ -350,6 +351,9 @@ struct AddBiasArgs {
   float* out;  // [tokens, out_stride]
   std::size_t out_stride;
 };
+
+// Whether weight_only_linear reads a format: 2, 4 and 8 bits, those that heads come in.
+constexpr bool has_weight_only_linear(const GroupedFormat& format) { return format.bits % 2 == 0; }
 
 // Linear over the row panels [panel_begin, panel_end) of a grouped.h layout, with activations as
 // they are. With `part` a sum over a unit, which is a block, or half of one where groups have 16

@@ -84,7 +84,7 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.act_sum.reserve(rows);
   ws.block_q.reserve(rows * padded_blocks(widest) * kScaleBlock);
   ws.blocks.reserve(rows * padded_blocks(widest));
-  if (tokens == 1) ws.tables.reserve(threads * ws.table_stride);
+  ws.tables.reserve(threads * ws.table_stride);
   head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
   ws.selected_stride = round_up(c.intermediate_size, kRowPadding) + kSelectSlack;
   ws.selected.reserve(threads * ws.selected_stride);

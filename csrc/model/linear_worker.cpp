@@ -29,9 +29,9 @@ LinearWorker::LinearWorker(const Step& step, ThreadPool::Context& ctx)
   quantized_ = {ws.q.data() + rows * round_up(ws.widest, kRowPadding), ws.act_scale.data() + rows,
                 ws.act_sum.data() + rows};
   const std::size_t blocks = rows * padded_blocks(ws.widest);
-  block_rows_ = {ws.block_q.data() + blocks * kScaleBlock, ws.blocks.data() + blocks,
-                 ws.tables.data() + static_cast<std::size_t>(replicates_ ? ctx.index() : 0) *
-                                        ws.table_stride};
+  block_rows_ = {
+      ws.block_q.data() + blocks * kScaleBlock, ws.blocks.data() + blocks,
+      ws.tables.data() + static_cast<std::size_t>(replicates_ ? ctx.index() : 0) * ws.table_stride};
 }
 
 void LinearWorker::project(const float* input, const std::vector<float>& gain,
@@ -141,9 +141,10 @@ QuantizeArgs LinearWorker::quantize_args(const float* row, std::size_t t,
 void LinearWorker::multiply(const TernaryMatrix& m, const Linear& linear, std::size_t first,
                             std::size_t last, const float* residual, float* out,
                             std::size_t out_stride) {
-  linear.ternary_kernel->linear({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last,
-                         quantized_.q, round_up(m.in_features(), kRowPadding), quantized_.scale,
-                         quantized_.sum, tokens_, out, out_stride, residual});
+  linear.ternary_kernel->linear({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first,
+                                 last, quantized_.q, round_up(m.in_features(), kRowPadding),
+                                 quantized_.scale, quantized_.sum, tokens_, out, out_stride,
+                                 residual});
 }
 
 void LinearWorker::prepare(const DenseMatrix& matrix, const float* input,
@@ -180,8 +181,7 @@ void LinearWorker::prepare(const GroupedMatrix& matrix, const float* input,
                               own ? linear.norm_eps : config_.rms_norm_eps,
                               block_rows_.q + t * kScaleBlock, block_rows_.blocks + t, tokens_});
     if (looks_up(linear)) {
-      kernels_.lookup_tables(
-          {block_rows_.q, matrix.blocks(), matrix.format(), block_rows_.tables});
+      kernels_.lookup_tables({block_rows_.q, matrix.blocks(), matrix.format(), block_rows_.tables});
     }
   }
 }

@@ -1,8 +1,8 @@
-// Weights of 1, 2, 3, 4 or 8 bits in groups of columns that share a scale, in panels, for kernels that
-// multiply 4 consecutive k of 16 rows at once:
+// Weights of 1, 2, 3, 4 or 8 bits in groups of columns that share a scale, in panels, for kernels
+// that multiply 4 consecutive k of 16 rows at once:
 //
-//   weight[n, k] = scale[n, k / group] * (code[n, k] - zero)                     zero = 1, 1, 4, 8, 128
-//   weight[n, k] = scale[n, k / group] * code[n, k] + minimum[n, k / group]      with minima
+//   weight[n, k] = scale[n, k / group] * (code[n, k] - zero)                     zero = 1, 1, 4, 8,
+//   128 weight[n, k] = scale[n, k / group] * code[n, k] + minimum[n, k / group]      with minima
 //
 // A panel is 64 rows, four row groups of 16 as in ternary.h. Its columns come in records of 32, or
 // of a group where that is more, and its records follow each other: a kernel that walks the columns
@@ -15,8 +15,8 @@
 // A block is 32 columns: 8 quads of 4. Vector v of a row group's block holds the quads from
 // v * 8 / bits on, each at the next higher `bits` bits of a byte: of quad q, byte 4*r + j is row r,
 // column 4*q + j. Codes of 3 bits are held in two parts: their lower two bits as those of a 2-bit
-// block, then the third as a 1-bit block of its own. Columns past K and rows past N hold zeros and are met by activations of zero or
-// not stored. The layout is the same for every tier.
+// block, then the third as a 1-bit block of its own. Columns past K and rows past N hold zeros and
+// are met by activations of zero or not stored. The layout is the same for every tier.
 #pragma once
 
 #include <cstddef>

@@ -90,10 +90,21 @@ def time_ternary_kernels(
 ) -> dict[str, tuple[float, float]]:
     """Return kernel name -> seconds for one product with 1 token and with 48, weights [N, K].
 
-    One token finds the weights in memory. Takes some 0.1 s and 100 MB.
+    They come in the order of `ternary_kernels`. One token finds the weights in memory. Takes some
+    0.1 s and 100 MB.
 
     Raises:
         ValidationError: an unusable shape, tier or number of threads.
+        OutOfMemoryError: the buffers do not fit.
+    """
+
+def time_grouped_kernels(
+    rows: int, columns: int, bits: int, *, isa: str, threads: int
+) -> dict[str, tuple[float, float]]:
+    """Return the same of `grouped_kernels`, in groups of 32 columns; tables are made in the time.
+
+    Raises:
+        ValidationError: an unusable shape, number of bits, tier or number of threads.
         OutOfMemoryError: the buffers do not fit.
     """
 

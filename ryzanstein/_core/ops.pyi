@@ -195,7 +195,7 @@ def dense_linear(
     """Write x [T, K] times weights [N, K] to [T, N], plus a residual if there is one."""
 
 def weight_only_linear(isa: str, matrix: GroupedMatrix, x: F32Array, out: F32Array) -> None:
-    """Write x [T, K] times grouped weights [N, K] to [T, N]."""
+    """Write x [T, K] times grouped weights [N, K] of 2, 4 or 8 bits to [T, N]."""
 
 class ScreenMatrix:
     """The coded LM head: 5 bits and 2 more of each weight."""

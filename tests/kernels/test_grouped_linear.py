@@ -75,7 +75,9 @@ class Problem:
     ) -> F32Array:
         q, blocks = block_layout(self.q[tokens], self.scales[tokens], self.width)
         out = guarded((q.shape[1], self.matrix.out_features))
-        kernels.grouped_linear(isa, self.matrix, misaligned(q, 3), blocks, out.array, residual, kernel)
+        kernels.grouped_linear(
+            isa, self.matrix, misaligned(q, 3), blocks, out.array, residual, kernel
+        )
         out.check()
         return out.array
 

@@ -1,6 +1,6 @@
 #include "kernels/avx2/simd.h"
 // The vector type comes first: the shared body is written against it.
-#include "kernels/vector/grouped_linear.h"
+#include "kernels/vector/lookup_linear.h"
 #include "kernels/vector/lookup_tables.h"
 
 namespace ryz::avx2 {
@@ -48,37 +48,19 @@ inline void widen(__m256i low, __m256i high, __m256i* dots) {
 }
 
 // A pshufb looks up in the tables of two columns at once, so rows are brought side by side first.
-template <std::size_t kCodeBits>
-struct Lookups {
-  static constexpr std::size_t kBits = kCodeBits;
-  static constexpr std::size_t kVecs = 4;  // two row groups share each table
-  static constexpr std::size_t kGroups = 2;
-  static constexpr bool kReadsTables = true;
-  static constexpr int kCentre = lookup_centre(kBits);
+struct PartLookups {
+  static constexpr std::size_t kVecs = 4;
+  static constexpr std::size_t kGroups = kVecs / kGroupVecs;
 
-  Lookups(const std::uint8_t* block, std::size_t vec) : codes(vec_codes<kBits>(block, vec)) {}
-
-  template <std::size_t kQuads>
-  void dot(std::size_t first_quad, const std::uint8_t* tables, __m256i start,
-           __m256i* dots) const {
-    for (std::size_t v = 0; v < kVecs; ++v) dots[v] = start;
-    if constexpr (kBits == 3) {
-      add_part<2, 0, kQuads>(first_quad, codes, tables, dots);
-      add_part<1, 2, kQuads>(first_quad, codes + 2 * kGroupBytes, tables + block_table_bytes(2),
-                             dots);
-    } else {
-      add_part<kBits, 0, kQuads>(first_quad, codes, tables, dots);
-    }
-  }
-
-  template <std::size_t kPartBits, int kShift, std::size_t kQuads>
-  static void add_part(std::size_t first_quad, const std::uint8_t* vectors,
-                       const std::uint8_t* tables, __m256i* dots) {
+  template <std::size_t kPartBits, std::size_t kBits, std::size_t kQuads>
+  static void add(std::size_t first_quad, const std::uint8_t* vectors, const std::uint8_t* tables,
+                  __m256i* dots) {
+    constexpr int kShift = kPartBits < kBits && kPartBits == 1 ? 2 : 0;
     constexpr LookupPart kPart{kPartBits};
     constexpr std::size_t kNibbles = kQuads / kPart.codes();
     // Two columns' sums meet in a byte.
     constexpr std::size_t kRun = kNibbles < kPart.run() / 2 ? kNibbles : kPart.run() / 2;
-    constexpr int kBias = static_cast<int>(kQuads / kPart.codes() * kQuadColumns) * kPart.bias();
+    constexpr int kBias = static_cast<int>(kNibbles * kQuadColumns) * kPart.bias();
     for (std::size_t v = 0; v < kVecs; ++v) {
       dots[v] = _mm256_sub_epi32(dots[v], _mm256_set1_epi32(kBias << kShift));
     }
@@ -96,7 +78,7 @@ struct Lookups {
         for (std::size_t g = 0; g < kGroups; ++g) {
           if (n == run || n % 2 == 0) {
             columns[g] = load_columns(vectors + g * kBits * kGroupBytes + n / 2 * kGroupBytes);
-          } 
+          }
           const bool is_upper = n % 2 == 1;
           const auto index = [&](__m256i bytes) {
             return _mm256_and_si256(is_upper ? _mm256_srli_epi16(bytes, 4) : bytes, mask);
@@ -115,9 +97,10 @@ struct Lookups {
       }
     }
   }
-
-  const std::uint8_t* codes;
 };
+
+template <std::size_t kBits>
+using Lookups = LookupProducts<kBits, PartLookups>;
 
 // The pair of codes at bit `shift` of every nibble as bytes, [16][2].
 inline __m256i codes_of_nibbles(std::size_t bits, std::size_t shift) {

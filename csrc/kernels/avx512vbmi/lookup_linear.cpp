@@ -1,7 +1,7 @@
 #include "kernels/avx512/simd.h"
 // The vector type comes first: the shared body is written against it.
 #include "kernels/avx512/dot4.h"
-#include "kernels/vector/grouped_linear.h"
+#include "kernels/vector/lookup_linear.h"
 
 namespace ryz::avx512vbmi {
 namespace {
@@ -9,31 +9,13 @@ namespace {
 // A vpermb looks up in the tables of all four columns of a quad: the column picks the table by two
 // more bits of the index, and weights stay as they are packed. What is found for a row lies in one
 // dword, whose bytes a dot product adds up.
-template <std::size_t kCodeBits>
-struct Lookups {
-  static constexpr std::size_t kBits = kCodeBits;
-  static constexpr std::size_t kVecs = kPanelVecs;  // share each table
-  static constexpr bool kReadsTables = true;
-  static constexpr int kCentre = lookup_centre(kBits);
+struct PartLookups {
+  static constexpr std::size_t kVecs = kPanelVecs;
 
-  Lookups(const std::uint8_t* block, std::size_t vec) : codes(vec_codes<kBits>(block, vec)) {}
-
-  template <std::size_t kQuads>
-  void dot(std::size_t first_quad, const std::uint8_t* tables, __m512i start,
-           __m512i* dots) const {
-    for (std::size_t v = 0; v < kVecs; ++v) dots[v] = start;
-    if constexpr (kBits == 3) {
-      add_part<2, 0, kQuads>(first_quad, codes, tables, dots);
-      add_part<1, 2, kQuads>(first_quad, codes + 2 * kGroupBytes, tables + block_table_bytes(2),
-                             dots);
-    } else {
-      add_part<kBits, 0, kQuads>(first_quad, codes, tables, dots);
-    }
-  }
-
-  template <std::size_t kPartBits, int kShift, std::size_t kQuads>
-  static void add_part(std::size_t first_quad, const std::uint8_t* vectors,
-                       const std::uint8_t* tables, __m512i* dots) {
+  template <std::size_t kPartBits, std::size_t kBits, std::size_t kQuads>
+  static void add(std::size_t first_quad, const std::uint8_t* vectors, const std::uint8_t* tables,
+                  __m512i* dots) {
+    constexpr int kShift = kPartBits < kBits && kPartBits == 1 ? 2 : 0;
     constexpr LookupPart kPart{kPartBits};
     constexpr std::size_t kNibbles = kQuads / kPart.codes();
     constexpr std::size_t kRun = kNibbles < kPart.run() ? kNibbles : kPart.run();
@@ -79,9 +61,10 @@ struct Lookups {
       dots[v] = kShift == 0 ? sums[v] : add_i(dots[v], _mm512_slli_epi32(sums[v], kShift));
     }
   }
-
-  const std::uint8_t* codes;
 };
+
+template <std::size_t kBits>
+using Lookups = LookupProducts<kBits, PartLookups>;
 
 }  // namespace
 

@@ -33,8 +33,8 @@ template <int kFactor>
 inline VecI broadcast_times(std::int32_t x) {
   if constexpr (kFactor == 0) return zero_i();
   constexpr bool kIsPower = kFactor > 0 && (kFactor & (kFactor - 1)) == 0;
-  if constexpr (kIsPower) return broadcast_shifted<__builtin_ctz(kFactor)>(x);
-  return broadcast_shifted<0>(x * kFactor);
+  constexpr int kShift = kIsPower ? __builtin_ctz(kFactor) : 0;
+  return broadcast_shifted<kShift>(kIsPower ? x : x * kFactor);
 }
 
 // Where the codes of a panel's vector of rows begin in a block.

@@ -1,5 +1,5 @@
-// Walks the nibbles that tables are made for (kernels/lookup_format.h), for a tier's own way to make
-// those of one.
+// Walks the nibbles that tables are made for (kernels/lookup_format.h), for a tier's own way to
+// make those of one.
 #pragma once
 
 #include "kernels/lookup_format.h"
@@ -8,7 +8,8 @@
 namespace ryz::RYZ_TIER {
 namespace {
 
-// Calls make(part, q, tables) for every nibble: q are its codes' activations, [codes][kQuadColumns].
+// Calls make(part, q, tables) for every nibble: q are its codes' activations,
+// [codes][kQuadColumns].
 template <typename Make>
 inline void make_tables(const LookupTablesArgs& a, const Make& make) {
   std::uint8_t* tables = a.tables;

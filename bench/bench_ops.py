@@ -107,10 +107,18 @@ def _quantized_blocks(x: F32Array) -> tuple[I8Array, I32Array]:
     return q, blocks
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 8, 128])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+# Bits, tokens and kernel: more tokens than one have the tier's products only.
+_GROUPED_CASES = [
+    (bits, tokens, kernel)
+    for bits in (1, 2, 3, 4, 8)
+    for tokens in (1, 4, 8, 128)
+    for kernel in _core.grouped_kernels(bits=bits)[: None if tokens == 1 else 1]
+]
+
+
+@pytest.mark.parametrize(("bits", "tokens", "kernel"), _GROUPED_CASES)
 @pytest.mark.parametrize("name", _GROUPED)
-def test_grouped_linear(benchmark: Any, name: str, bits: int, tokens: int) -> None:
+def test_grouped_linear(benchmark: Any, name: str, bits: int, tokens: int, kernel: str) -> None:
     rows, columns = _GROUPED[name]
     rng = np.random.default_rng(1)
     matrix = _core.GroupedMatrix(rows, columns, bits)
@@ -118,7 +126,7 @@ def test_grouped_linear(benchmark: Any, name: str, bits: int, tokens: int) -> No
     matrix.pack_codes(0, codes, np.ones((rows, columns // 32), np.float32))
     q, blocks = _quantized_blocks(_random(tokens, columns))
     out = np.empty((tokens, rows), np.float32)
-    benchmark(ops.grouped_linear, _ISA, matrix, q, blocks, out)
+    benchmark(ops.grouped_linear, _ISA, matrix, q, blocks, out, None, kernel)
     scales = blocks[:, :, 0].copy().view(np.float32)
     x = (q * scales[:, :, None]).swapaxes(0, 1).reshape(tokens, columns)
     weights = codes.astype(np.float32) - oracle_grouped.zero_point(bits)

@@ -48,6 +48,7 @@ Environment:
                        (default: ~/.cache/ryzanstein)
   RYZANSTEIN_CACHE_LIMIT   gigabytes of packed weights to keep, 0 for none (default: 16)
   RYZANSTEIN_TERNARY_KERNEL   two_bit, five_trit or a kernel's name (default: the fastest here)
+  RYZANSTEIN_GROUPED_KERNEL   multiply_add, lookup or a kernel's name (default: the fastest here)
   HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN   where hub models come from
 """
 
@@ -264,7 +265,7 @@ def doctor(as_json: _Json = False) -> None:
     cache = default_weight_cache()
     print_report(
         dataclasses.asdict(report)
-        | {"ternary_kernels": {shape: shown(measured) for shape, measured in kernels.items()}}
+        | {"measured_kernels": {shape: shown(measured) for shape, measured in kernels.items()}}
         | {"weight_cache": None if cache is None else cache.report()},
         as_json,
     )

@@ -1,12 +1,13 @@
-"""One tiny ternary model in every form that can hold it: the same codes and scales throughout."""
+"""Tiny models: a ternary one in every form that can hold it, and ones of random quantised types."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from checkpoints import Config, Tensors, linear_shapes, store, write_checkpoint
-from gguf_bytes import NUMBERS, GgufBytes, RawTensor, quantize_ternary
+from gguf_bytes import NUMBERS, GgufBytes, RawTensor, quantize_ternary, random_tensor
 from reference import ops
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["BITNET", "LLAMA", "TernaryModel"]
+__all__ = ["BITNET", "LLAMA", "TernaryModel", "quantised"]
 
 _COMMON = {
     "hidden_size": 256,
@@ -154,3 +155,15 @@ class TernaryModel:
             return f"{top[name]}.weight"
         _, _, index, part = name.split(".", 3)
         return f"blk.{index}.{_BLOCK_NAMES[part]}.weight"
+
+
+def quantised(kinds: dict[str, str], default: str) -> GgufBytes:
+    """Return a model whose linears, embedding and head are of a type, some of others."""
+    content = TernaryModel(LLAMA).gguf("F32", "llama")
+    rng = np.random.default_rng(8)
+    tensors = dict(content.tensors)
+    for name, tensor in tensors.items():
+        kind = kinds.get(name.split(".")[-2], default)
+        if len(tensor.shape) == 2 and kind != "F32":
+            tensors[name] = random_tensor(kind, tensor.shape, rng)
+    return dataclasses.replace(content, tensors=tensors)

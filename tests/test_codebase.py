@@ -52,7 +52,13 @@ TIERS = {"scalar", "avx2", "avxvnni", "avx512", "avx512vbmi"}
 # All that code compiled for one tier may see: anything else could bring inline functions whose
 # one copy in the module would then need that tier.
 TIER_PROJECT = re.compile(r"kernels/(ops\.h|(vector|scalar|avx2|avxvnni|avx512|avx512vbmi)/\w+\.h)")
-TIER_PLAIN_DATA = {"base/dtype.h", "quant/grouped.h", "quant/screen_format.h", "quant/ternary.h"}
+TIER_PLAIN_DATA = {
+    "base/dtype.h",
+    "kernels/lookup_format.h",
+    "quant/grouped.h",
+    "quant/screen_format.h",
+    "quant/ternary.h",
+}
 TIER_SYSTEM = {"cmath", "cstddef", "cstdint", "cstring", "immintrin.h"}
 
 

@@ -195,9 +195,9 @@ def test_a_head_that_is_not_finite_is_refused() -> None:
         native.decoder(embedding=table, head_kind="int4", threads=2)
 
 
-def in_groups(packed: int = native.VOCAB) -> _core.GroupedMatrix:
-    """Return rows for tokens as codes of 4 bits, some of them packed."""
-    matrix = _core.GroupedMatrix(native.VOCAB, native.HIDDEN, 4)
+def in_groups(packed: int = native.VOCAB, bits: int = 4) -> _core.GroupedMatrix:
+    """Return rows for tokens as codes, some of them packed."""
+    matrix = _core.GroupedMatrix(native.VOCAB, native.HIDDEN, bits)
     matrix.pack_float(0, native.embedding()[:packed])
     return matrix
 
@@ -233,6 +233,8 @@ def test_a_coded_head_of_a_vocabulary_in_groups(kind: HeadKind, isa: str) -> Non
 def test_what_a_vocabulary_in_groups_cannot_be(isa: str) -> None:
     with pytest.raises(ValidationError, match=r"codes in groups; use head_kind='dense'"):
         steps(in_groups(), isa, head_kind="exact")
+    with pytest.raises(ValidationError, match="dense head of codes has 2, 4 or 8 bits, not 3"):
+        steps(in_groups(bits=3), isa)
     with pytest.raises(ValidationError, match="embedding has 49 of 50 rows filled"):
         steps(in_groups(49), isa)
 

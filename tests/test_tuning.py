@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from checkpoints import random_tensors, write_checkpoint
+from gguf_models import quantised
 from golden.engine import Sequence
 from golden.specs import SPECS
 
@@ -29,7 +30,8 @@ KERNELS = _core.ternary_kernels(ISA)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of timings, in a folder that is not there yet."""
     monkeypatch.setenv("RYZANSTEIN_CACHE", str(tmp_path / "a" / "b"))
-    monkeypatch.delenv("RYZANSTEIN_TERNARY_KERNEL", raising=False)
+    for kind in ("TERNARY", "GROUPED"):
+        monkeypatch.delenv(f"RYZANSTEIN_{kind}_KERNEL", raising=False)
     return tmp_path / "a" / "b" / "kernels.json"
 
 
@@ -60,6 +62,73 @@ def test_no_choice_changes_a_logit(
     assert len(logits) == 1
 
 
+@pytest.mark.parametrize("kind", ["int4", "Q2_0", "mixed"])
+def test_no_grouped_kernel_changes_a_logit(
+    kind: str, isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of prompts and of single tokens, in 4 bits, in 2 and where both and 8 are in a layer."""
+    types = {"attn_q": "Q8_0", "attn_v": "Q2_0"} if kind == "mixed" else {}
+    path = tmp_path / "model.gguf"
+    stored = {"int4": "F32", "mixed": "Q4_0"}.get(kind, kind)
+    path.write_bytes(quantised(types, stored).serialize())
+    prompt = np.arange(30)
+    logits = set()
+    for name in [*_core.grouped_kernels(isa, bits=4), "multiply_add", "lookup"]:
+        monkeypatch.setenv("RYZANSTEIN_GROUPED_KERNEL", name)
+        for threads in (1, 2):
+            model = load_model(
+                open_files(path),
+                threads=threads,
+                isa=isa,
+                weights="int4" if kind == "int4" else "auto",
+            )
+            sequence = Sequence(model, len(prompt))
+            pieces = [sequence.extend(piece)[1].tobytes() for piece in np.split(prompt, [20, 21])]
+            logits.add(b"".join(pieces[:2]))
+            once = Sequence(model, len(prompt)).extend(prompt)[1]
+            assert once[:21].tobytes() == b"".join(pieces[:2])
+            assert once[21:].tobytes() == pieces[2]
+    assert len(logits) == 1
+
+
+def test_the_override_of_grouped_kernels(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow, wide = (*SHAPE, 4), (*SHAPE, 8)
+    products, lookup = _core.grouped_kernels(isa, bits=4)
+    for name, kernel in {"multiply_add": products, "lookup": lookup, lookup: lookup}.items():
+        monkeypatch.setenv("RYZANSTEIN_GROUPED_KERNEL", name)
+        chosen = choose_kernels([narrow, wide], layers=LAYERS, isa=isa, threads=1)
+        assert chosen == {narrow: kernel, wide: products}
+    monkeypatch.setenv("RYZANSTEIN_GROUPED_KERNEL", "tables")
+    for shape in (narrow, wide):
+        with pytest.raises(ValidationError, match=r"must be multiply_add, lookup .*'tables'"):
+            choose_kernels([shape], layers=1, isa=isa, threads=1)
+
+
+def test_grouped_kernels_are_measured_too(cache: Path) -> None:
+    shapes = [(2048, 2048, 2), (2048, 2048, 8)]
+    assert choose_kernels(shapes, layers=1, isa=ISA, threads=1) == dict.fromkeys(
+        shapes, _core.grouped_kernels(ISA, bits=2)[0]
+    )
+    assert not cache.exists()
+    ternary = choose()
+    chosen = choose_kernels(shapes, layers=LAYERS, isa=ISA, threads=1)
+    written = cache.read_bytes()
+    assert choose_kernels(shapes, layers=LAYERS, isa=ISA, threads=1) == chosen
+    assert cache.read_bytes() == written
+    found = remembered_kernels(isa=ISA, threads=1)
+    assert {shape: measured.chosen for shape, measured in found.items()} == {
+        "2048x2048": ternary,
+        "2048x2048x2": chosen[2048, 2048, 2],
+    }
+    products, lookup = _core.grouped_kernels(ISA, bits=2)
+    assert chosen[2048, 2048, 8] == products  # the only one
+    rewrite(cache, {products: (2.0, 1.0), lookup: (1.0, 1.0)})
+    assert choose_kernels(shapes[:1], layers=LAYERS, isa=ISA, threads=1) == {shapes[0]: lookup}
+    # Equal ones keep to products.
+    rewrite(cache, {products: (1.01, 1.01), lookup: (1.0, 1.0)})
+    assert choose_kernels(shapes[:1], layers=LAYERS, isa=ISA, threads=1) == {shapes[0]: products}
+
+
 def test_the_override_names_a_format_or_a_kernel(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in _core.ternary_kernels(isa):
         monkeypatch.setenv("RYZANSTEIN_TERNARY_KERNEL", name)
@@ -68,7 +137,7 @@ def test_the_override_names_a_format_or_a_kernel(isa: str, monkeypatch: pytest.M
         monkeypatch.setenv("RYZANSTEIN_TERNARY_KERNEL", kind)
         assert format_of(choose_kernels([SHAPE], layers=1, isa=isa, threads=1)[SHAPE]) == kind
     monkeypatch.setenv("RYZANSTEIN_TERNARY_KERNEL", "three_bit")
-    with pytest.raises(ValidationError, match=r"TERNARY_KERNEL must be two_bit, .*'three_bit'"):
+    with pytest.raises(ValidationError, match=r"_KERNEL must be .*_bit.* or one of .*'three_bit'"):
         choose_kernels([SHAPE], layers=1, isa=isa, threads=1)
 
 
@@ -135,7 +204,7 @@ def test_doctor_shows_it(
     monkeypatch.setenv("RYZANSTEIN_ISA", ISA)
     chosen = choose()
     assert main(["doctor", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)["ternary_kernels"]
+    report = json.loads(capsys.readouterr().out)["measured_kernels"]
     found = remembered_kernels(isa=ISA, threads=1)
     assert report == {shape: asdict(measured) for shape, measured in found.items()}
     assert main(["doctor"]) == 0

@@ -24,9 +24,9 @@ DType parse_scale_dtype(const std::string& name) {
 }
 
 GroupedFormat parse_format(int bits, int group, const std::string& scale_dtype, bool has_minimum) {
-  if (bits != 2 && bits != 4 && bits != 8) {
+  if ((bits < 1 || bits > 4) && bits != 8) {
     throw ValidationError("[grouped_matrix] bits is " + std::to_string(bits) +
-                          ", expected 2, 4 or 8");
+                          ", expected 1, 2, 3, 4 or 8");
   }
   if (group != 16 && group != 32 && group != 64 && group != 128) {
     throw ValidationError("[grouped_matrix] group is " + std::to_string(group) +

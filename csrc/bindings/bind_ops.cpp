@@ -10,6 +10,7 @@
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
 #include "kernels/dispatch.h"
+#include "kernels/lookup_format.h"
 #include "kv/paged_cache.h"
 #include "quant/grouped_matrix.h"
 #include "quant/screen.h"
@@ -118,19 +119,39 @@ void quantize_blocks(const std::string& isa, const Floats& x, Array<std::int8_t>
 
 void grouped_linear(const std::string& isa, const GroupedMatrix& matrix,
                     const Array<std::int8_t>& q, const Blocks& blocks, Floats out,
-                    const std::optional<Floats>& residual) {
+                    const std::optional<Floats>& residual, const std::string& name) {
   expect_ndim(out, 2, "out");
   const std::size_t tokens = dim(out, 0);
   expect_blocks(q, blocks, tokens);
+  const Isa tier = resolve_isa(isa);
+  const GroupedKernel& kernel = grouped_kernel(tier, matrix.format().bits, name);
   if (dim(q, 0) < matrix.blocks()) {
     throw ValidationError("[ops] q must be padded with zeros to whole records");
   }
   expect_size(out, tokens * matrix.out_features(), "out");
   if (residual) expect_size(*residual, tokens * matrix.out_features(), "residual");
-  table(isa).grouped_linear(
-      {matrix.packed(), matrix.format(), matrix.out_features(), matrix.records(), 0,
-       matrix.panels(), q.data(), reinterpret_cast<const ActivationBlock*>(blocks.data()), tokens,
-       tokens, out.mutable_data(), matrix.out_features(), residual ? residual->data() : nullptr});
+  GroupedLinearArgs args{matrix.packed(),
+                         matrix.format(),
+                         matrix.out_features(),
+                         matrix.records(),
+                         0,
+                         matrix.panels(),
+                         q.data(),
+                         reinterpret_cast<const ActivationBlock*>(blocks.data()),
+                         tokens,
+                         tokens,
+                         out.mutable_data(),
+                         matrix.out_features(),
+                         residual ? residual->data() : nullptr};
+  Buffer tables;
+  if (kernel.reads_tables) {
+    if (tokens != 1) throw ValidationError("[ops] a kernel that looks up takes one token");
+    tables = Buffer(matrix.blocks() * block_table_bytes(matrix.format().bits), "tables");
+    kernel_table(tier).lookup_tables(
+        {q.data(), matrix.blocks(), matrix.format(), tables.as<std::uint8_t>()});
+    args.tables = tables.as<std::uint8_t>();
+  }
+  kernel.linear(args);
 }
 
 Array<std::int32_t> first_of(const std::vector<std::int32_t>& selected, std::size_t count) {
@@ -346,6 +367,9 @@ void dense_linear(const std::string& isa, const py::array& weights, const Floats
 void weight_only_linear(const std::string& isa, const GroupedMatrix& matrix, const Floats& x,
                         Floats out) {
   expect_ndim(x, 2, "x");
+  if (!has_weight_only_linear(matrix.format())) {
+    throw ValidationError("[ops] weight_only_linear takes codes of 2, 4 or 8 bits");
+  }
   const std::size_t tokens = dim(x, 0), rows = matrix.out_features();
   expect_size(x, tokens * matrix.in_features(), "x");
   expect_size(out, tokens * rows, "out");
@@ -488,7 +512,8 @@ void bind_ops(py::module_& m) {
   m.def("quantize_blocks", &quantize_blocks, py::arg("isa"), array("x"), array("q"),
         array("blocks"), py::arg("gain").noconvert() = py::none(), py::arg("eps") = 1e-5f);
   m.def("grouped_linear", &grouped_linear, py::arg("isa"), py::arg("matrix"), array("q"),
-        array("blocks"), array("out"), py::arg("residual").noconvert() = py::none());
+        array("blocks"), array("out"), py::arg("residual").noconvert() = py::none(),
+        py::arg("kernel") = "");
   m.def("select_gates", &select_gates, py::arg("isa"), array("gate"), py::arg("begin"),
         py::arg("end"));
   m.def("select_nonzero", &select_nonzero, py::arg("isa"), array("q"));

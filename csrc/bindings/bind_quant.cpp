@@ -1,6 +1,5 @@
 #include <pybind11/stl.h>
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,7 +9,6 @@
 #include "bindings/bindings.h"
 #include "bindings/numpy_view.h"
 #include "kernels/dispatch.h"
-#include "kernels/ternary_timing.h"
 #include "quant/fingerprint.h"
 #include "quant/ternary_matrix.h"
 #include "quant/ternary_rows.h"
@@ -89,30 +87,6 @@ std::shared_ptr<TernaryRows> columns_of(const TernaryMatrix& matrix) {
   return std::make_shared<TernaryRows>(TernaryRows::of_columns(matrix));
 }
 
-std::vector<std::string> kernel_names(const std::optional<std::string>& isa) {
-  std::vector<std::string> names;
-  for (const TernaryKernel& kernel : ternary_kernels(resolve_isa(isa.value_or("")))) {
-    names.emplace_back(kernel.name);
-  }
-  return names;
-}
-
-// Kernel name -> (one token, many tokens), in seconds.
-std::map<std::string, std::pair<double, double>> time_kernels(std::size_t rows, std::size_t columns,
-                                                              const std::string& isa, int threads) {
-  const Isa tier = resolve_isa(isa);
-  std::vector<TernaryTiming> timings;
-  {
-    const py::gil_scoped_release release;
-    timings = time_ternary_kernels(tier, rows, columns, threads);
-  }
-  std::map<std::string, std::pair<double, double>> named;
-  for (std::size_t i = 0; i < timings.size(); ++i) {
-    named[ternary_kernels(tier)[i].name] = {timings[i].one_token, timings[i].many_tokens};
-  }
-  return named;
-}
-
 TernaryFormat parse_format(const std::string& name) {
   for (const TernaryFormat format : {TernaryFormat::kTwoBit, TernaryFormat::kFiveTrit}) {
     if (name == format_name(format)) return format;
@@ -138,9 +112,6 @@ void bind_quant(py::module_& m) {
         return has_selected_kernels(resolve_isa(isa.value_or("")));
       },
       py::arg("isa") = py::none());
-  m.def("ternary_kernels", &kernel_names, py::arg("isa") = py::none());
-  m.def("time_ternary_kernels", &time_kernels, py::arg("rows"), py::arg("columns"), py::kw_only(),
-        py::arg("isa"), py::arg("threads"));
   py::class_<TernaryMatrix, std::shared_ptr<TernaryMatrix>>(m, "TernaryMatrix")
       .def(py::init(&make_matrix), py::arg("out_features"), py::arg("in_features"),
            py::arg("format") = "two_bit", py::arg("arrays").noconvert() = py::none())

@@ -8,6 +8,7 @@ namespace ryz {
 void register_errors();
 void bind_cpu(pybind11::module_& m);
 void bind_probe(pybind11::module_& m);
+void bind_kernels(pybind11::module_& m);
 void bind_quant(pybind11::module_& m);
 void bind_grouped(pybind11::module_& m);
 void bind_kv(pybind11::module_& m);

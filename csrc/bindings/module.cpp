@@ -4,6 +4,7 @@ PYBIND11_MODULE(_core, m) {
   ryz::register_errors();
   ryz::bind_cpu(m);
   ryz::bind_probe(m);
+  ryz::bind_kernels(m);
   ryz::bind_quant(m);
   ryz::bind_grouped(m);
   ryz::bind_kv(m);

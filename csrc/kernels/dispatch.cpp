@@ -18,6 +18,12 @@ RYZ_TERNARY_KERNELS(avx512)
 RYZ_TERNARY_KERNELS(avx512vbmi)
 #undef RYZ_TERNARY_KERNELS
 
+namespace scalar {
+void lookup_linear(const GroupedLinearArgs& a) noexcept;
+}
+namespace avx2 {
+void lookup_linear(const GroupedLinearArgs& a) noexcept;
+}
 namespace avxvnni {
 void grouped_linear(const GroupedLinearArgs& a) noexcept;
 }
@@ -27,6 +33,7 @@ void select_gates(const SelectGatesArgs& a) noexcept;
 void select_nonzero(const SelectNonzeroArgs& a) noexcept;
 void selected_rows(const SelectedRowsArgs& a) noexcept;
 void selected_columns(const SelectedColumnsArgs& a) noexcept;
+void lookup_linear(const GroupedLinearArgs& a) noexcept;
 }  // namespace avx512vbmi
 
 namespace {
@@ -51,6 +58,13 @@ constexpr TernaryKernel kAvx512Kernels[] = {RYZ_FIVE_TRIT(avx512vbmi), RYZ_TWO_B
 
 #undef RYZ_TWO_BIT
 #undef RYZ_FIVE_TRIT
+
+// No tables for codes of 8 bits.
+constexpr std::size_t kMostLookupBits = 4;
+
+GroupedKernel multiply_add(Isa isa, const char* name) {
+  return {name, false, kernel_table(isa).grouped_linear};
+}
 
 #ifdef RYZ_HAVE_AVX2
 // The AVX2 tier with what the finer features of this CPU add.
@@ -120,6 +134,46 @@ const TernaryKernel& ternary_kernel(Isa isa, TernaryFormat format, const std::st
   }
   throw ValidationError("[ternary_kernel] '" + name + "' does not read " + format_name(format) +
                         " matrices under tier " + isa_name(isa) + "; use one of: " + names);
+}
+
+std::span<const GroupedKernel> grouped_kernels(Isa isa, std::size_t bits) {
+  const std::size_t count = bits <= kMostLookupBits ? 2 : 1;
+  switch (isa) {
+#ifdef RYZ_HAVE_AVX512
+    case Isa::kAvx512: {
+      static const GroupedKernel kernels[] = {
+          multiply_add(isa, "multiply_add/avx512"),
+          cpu_features().avx512vbmi
+              ? GroupedKernel{"lookup/avx512vbmi", true, avx512vbmi::lookup_linear}
+              : GroupedKernel{"lookup/avx2", true, avx2::lookup_linear}};
+      return std::span(kernels).first(count);
+    }
+#endif
+#ifdef RYZ_HAVE_AVX2
+    case Isa::kAvx2: {
+      static const GroupedKernel kernels[] = {
+          multiply_add(isa, cpu_features().avx_vnni ? "multiply_add/avxvnni" : "multiply_add/avx2"),
+          {"lookup/avx2", true, avx2::lookup_linear}};
+      return std::span(kernels).first(count);
+    }
+#endif
+    default: {
+      static const GroupedKernel kernels[] = {multiply_add(isa, "multiply_add/scalar"),
+                                              {"lookup/scalar", true, scalar::lookup_linear}};
+      return std::span(kernels).first(count);
+    }
+  }
+}
+
+const GroupedKernel& grouped_kernel(Isa isa, std::size_t bits, const std::string& name) {
+  std::string names;
+  for (const GroupedKernel& kernel : grouped_kernels(isa, bits)) {
+    if (name.empty() || name == kernel.name) return kernel;
+    names += (names.empty() ? "" : ", ") + std::string(kernel.name);
+  }
+  throw ValidationError("[grouped_kernel] '" + name + "' does not read codes of " +
+                        std::to_string(bits) + " bits under tier " + isa_name(isa) +
+                        "; use one of: " + names);
 }
 
 bool has_selected_kernels(Isa isa) { return isa == Isa::kAvx512 && cpu_features().avx512vbmi; }

@@ -1,5 +1,5 @@
-// The kernel table of each tier, and the ternary kernels to choose from. A tier is chosen once,
-// when a decoder is made; a ternary kernel for each matrix.
+// The kernel table of each tier, and the kernels to choose from for ternary and grouped matrices. A
+// tier is chosen once, when a decoder is made; a ternary or grouped kernel for each matrix.
 #pragma once
 
 #include <map>
@@ -27,6 +27,22 @@ std::span<const TernaryKernel> ternary_kernels(Isa isa);
 // The one of that name, or without a name the first of the format. Throws ValidationError where the
 // tier has none of that name, or it reads another format.
 const TernaryKernel& ternary_kernel(Isa isa, TernaryFormat format, const std::string& name);
+
+// One way to compute a grouped linear of one token; more tokens take the tier's grouped_linear. All
+// give the same bits.
+struct GroupedKernel {
+  const char* name;  // method/instructions, unique over all tiers
+  bool reads_tables;
+  void (*linear)(const GroupedLinearArgs&) noexcept;
+};
+
+// Those of a tier that this CPU runs for codes of so many bits; the first is the tier's
+// grouped_linear.
+std::span<const GroupedKernel> grouped_kernels(Isa isa, std::size_t bits);
+
+// The one of that name, or without a name the first. Throws ValidationError where the tier has none
+// of that name for these bits.
+const GroupedKernel& grouped_kernel(Isa isa, std::size_t bits, const std::string& name);
 
 // Whether the ops on selected channels are more than their scalar bodies.
 bool has_selected_kernels(Isa isa);

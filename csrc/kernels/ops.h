@@ -88,8 +88,18 @@ struct QuantizeBlocksArgs {
   std::size_t block_stride;
 };
 
+// The tables of lookup_format.h for a token's blocks, as quantize_blocks makes them, and the codes
+// of a format of 1 to 4 bits.
+struct LookupTablesArgs {
+  const std::int8_t* q;  // [blocks, kScaleBlock]
+  std::size_t blocks;
+  GroupedFormat format;
+  std::uint8_t* tables;  // [blocks, block_table_bytes], 64-byte aligned
+};
+
 // Linear over the row panels [panel_begin, panel_end) of a grouped.h layout. With the activations
-// of quantize_blocks, a unit being a block, or half of one where groups have 16 columns:
+// of quantize_blocks, which are within [-127, 127], a unit being a block, or half of one where
+// groups have 16 columns:
 //   dot = sum of (code - zero) * q over the unit, exact in int32
 //   y = fma(dot, scale[n] * act_scale[t], y)                       unit by unit in ascending order,
 //   y = fma(minimum[n], act_scale[t] * sum of q, y)                then, where there are minima
@@ -109,6 +119,8 @@ struct GroupedLinearArgs {
   float* out;  // [tokens, out_stride]
   std::size_t out_stride;
   const float* residual;  // as out, or null for none; may be out itself
+  // Of a kernel that looks products up, which takes one token: what lookup_tables made of q.
+  const std::uint8_t* tables = nullptr;
 };
 
 // The indices of a feed-forward's channels that matter, ascending. selected has room for
@@ -340,6 +352,9 @@ struct AddBiasArgs {
   std::size_t out_stride;
 };
 
+// Whether weight_only_linear reads a format: 2, 4 and 8 bits, those that heads come in.
+constexpr bool has_weight_only_linear(const GroupedFormat& format) { return format.bits % 2 == 0; }
+
 // Linear over the row panels [panel_begin, panel_end) of a grouped.h layout, with activations as
 // they are. With `part` a sum over a unit, which is a block, or half of one where groups have 16
 // columns, each in ascending order in float:
@@ -474,6 +489,7 @@ struct RungsArgs {
   X(quantize, QuantizeArgs)                   \
   X(quantize_blocks, QuantizeBlocksArgs)      \
   X(grouped_linear, GroupedLinearArgs)        \
+  X(lookup_tables, LookupTablesArgs)          \
   X(select_gates, SelectGatesArgs)            \
   X(select_nonzero, SelectNonzeroArgs)        \
   X(selected_rows, SelectedRowsArgs)          \

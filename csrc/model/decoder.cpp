@@ -25,8 +25,11 @@ Decoder::Decoder(DecoderConfig config, std::vector<LayerWeights> layers, Vocabul
   validate_model(config_, layers_, embedding_, final_norm_, lm_head);
   const auto add = [this](Linear& linear) {
     if (std::holds_alternative<Ternary>(linear.matrix)) {
-      linear.kernel = &ternary_kernel(isa_, linear.ternary().format(), linear.kernel_name);
+      linear.ternary_kernel = &ternary_kernel(isa_, linear.ternary().format(), linear.kernel_name);
+    } else if (const auto* grouped = std::get_if<Grouped>(&linear.matrix)) {
+      linear.grouped_kernel = &grouped_kernel(isa_, (*grouped)->format().bits, linear.kernel_name);
     }
+    workspace_.table_stride = std::max(workspace_.table_stride, linear.table_bytes());
     multiplications_per_token_ += linear.out_features() * linear.in_features();
     linear_bytes_ += linear.bytes();
   };
@@ -81,6 +84,7 @@ void Decoder::reserve(const StepBatch& batch) {
   ws.act_sum.reserve(rows);
   ws.block_q.reserve(rows * padded_blocks(widest) * kScaleBlock);
   ws.blocks.reserve(rows * padded_blocks(widest));
+  ws.tables.reserve(threads * ws.table_stride);
   head_.prepare(batch.logit_rows.size(), batch.screening, pool_.threads());
   ws.selected_stride = round_up(c.intermediate_size, kRowPadding) + kSelectSlack;
   ws.selected.reserve(threads * ws.selected_stride);

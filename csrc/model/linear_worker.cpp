@@ -7,7 +7,8 @@ namespace {
 
 // Whether what was prepared for one is what the other takes.
 bool share_input(const Linear& a, const Linear& b) {
-  return a.matrix.index() == b.matrix.index() && a.norm.empty() && b.norm.empty();
+  return a.matrix.index() == b.matrix.index() && a.norm.empty() && b.norm.empty() &&
+         a.table_bytes() == b.table_bytes();
 }
 
 }  // namespace
@@ -28,7 +29,9 @@ LinearWorker::LinearWorker(const Step& step, ThreadPool::Context& ctx)
   quantized_ = {ws.q.data() + rows * round_up(ws.widest, kRowPadding), ws.act_scale.data() + rows,
                 ws.act_sum.data() + rows};
   const std::size_t blocks = rows * padded_blocks(ws.widest);
-  block_rows_ = {ws.block_q.data() + blocks * kScaleBlock, ws.blocks.data() + blocks};
+  block_rows_ = {
+      ws.block_q.data() + blocks * kScaleBlock, ws.blocks.data() + blocks,
+      ws.tables.data() + static_cast<std::size_t>(replicates_ ? ctx.index() : 0) * ws.table_stride};
 }
 
 void LinearWorker::project(const float* input, const std::vector<float>& gain,
@@ -138,9 +141,10 @@ QuantizeArgs LinearWorker::quantize_args(const float* row, std::size_t t,
 void LinearWorker::multiply(const TernaryMatrix& m, const Linear& linear, std::size_t first,
                             std::size_t last, const float* residual, float* out,
                             std::size_t out_stride) {
-  linear.kernel->linear({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first, last,
-                         quantized_.q, round_up(m.in_features(), kRowPadding), quantized_.scale,
-                         quantized_.sum, tokens_, out, out_stride, residual});
+  linear.ternary_kernel->linear({m.packed(), m.row_scale(), m.out_features(), m.blocks(), first,
+                                 last, quantized_.q, round_up(m.in_features(), kRowPadding),
+                                 quantized_.scale, quantized_.sum, tokens_, out, out_stride,
+                                 residual});
 }
 
 void LinearWorker::prepare(const DenseMatrix& matrix, const float* input,
@@ -176,15 +180,22 @@ void LinearWorker::prepare(const GroupedMatrix& matrix, const float* input,
                               norm.empty() ? nullptr : norm.data(),
                               own ? linear.norm_eps : config_.rms_norm_eps,
                               block_rows_.q + t * kScaleBlock, block_rows_.blocks + t, tokens_});
+    if (looks_up(linear)) {
+      kernels_.lookup_tables({block_rows_.q, matrix.blocks(), matrix.format(), block_rows_.tables});
+    }
   }
 }
 
-void LinearWorker::multiply(const GroupedMatrix& m, const Linear&, std::size_t first,
+bool LinearWorker::looks_up(const Linear& linear) const {
+  return tokens_ == 1 && linear.grouped_kernel->reads_tables;
+}
+
+void LinearWorker::multiply(const GroupedMatrix& m, const Linear& linear, std::size_t first,
                             std::size_t last, const float* residual, float* out,
                             std::size_t out_stride) {
-  kernels_.grouped_linear({m.packed(), m.format(), m.out_features(), m.records(), first, last,
-                           block_rows_.q, block_rows_.blocks, tokens_, tokens_, out, out_stride,
-                           residual});
+  const auto run = looks_up(linear) ? linear.grouped_kernel->linear : kernels_.grouped_linear;
+  run({m.packed(), m.format(), m.out_features(), m.records(), first, last, block_rows_.q,
+       block_rows_.blocks, tokens_, tokens_, out, out_stride, residual, block_rows_.tables});
 }
 
 }  // namespace ryz

@@ -28,6 +28,7 @@ class LinearWorker {
   struct BlockRows {
     std::int8_t* q;
     ActivationBlock* blocks;
+    std::uint8_t* tables;  // of one token, for kernels that read them
   };
 
   LinearWorker(const Step& step, ThreadPool::Context& ctx);
@@ -68,6 +69,8 @@ class LinearWorker {
   const float* normed_row(const float* row, std::size_t t, const std::vector<float>& gain,
                           const Linear& linear);
   void gate(const float* gate_up, const std::vector<float>& gain, const Linear& linear);
+  // Whether the products of this step's token are looked up in tables.
+  bool looks_up(const Linear& linear) const;
   void share_rows();
 
   ThreadPool::Context& ctx_;

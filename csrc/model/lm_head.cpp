@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -32,6 +33,11 @@ LmHead::LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const Ker
     throw ValidationError(
         "[decoder] an exact head narrows down rows of plain numbers, and these are codes in "
         "groups; use head_kind='dense'");
+  }
+  if (const GroupedMatrix* codes = weights_.grouped();
+      kind == HeadKind::kDense && codes != nullptr && !has_weight_only_linear(codes->format())) {
+    throw ValidationError("[decoder] a dense head of codes has 2, 4 or 8 bits, not " +
+                          std::to_string(codes->format().bits));
   }
   if (is_grouped) grouped_.emplace(weights_, kind == HeadKind::kInt8 ? 8 : 4, kernels);
 }

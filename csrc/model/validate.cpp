@@ -50,10 +50,9 @@ void check_norm(const std::string& what, const std::vector<float>& gain, std::si
 }
 
 void check_kernel(const std::string& what, const Linear& linear) {
-  if (std::holds_alternative<Ternary>(linear.matrix)) return;
-  expect(linear.kernel_name.empty(), "[decoder] " + what +
-                                         " is not ternary, so that there is no kernel '" +
-                                         linear.kernel_name + "' to choose for it");
+  expect(linear.kernel_name.empty() || !std::holds_alternative<Dense>(linear.matrix),
+         "[decoder] " + what + " is dense, so that there is no kernel '" + linear.kernel_name +
+             "' to choose for it");
 }
 
 // Packed matrices are filled row by row.

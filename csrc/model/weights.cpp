@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "kernels/lookup_format.h"
+
 namespace ryz {
 namespace {
 
@@ -56,6 +58,12 @@ std::size_t Linear::out_features() const {
 
 std::size_t Linear::bytes() const {
   return std::visit([](const auto& m) { return bytes_of(*m); }, matrix);
+}
+
+std::size_t Linear::table_bytes() const {
+  if (grouped_kernel == nullptr || !grouped_kernel->reads_tables) return 0;
+  const GroupedMatrix& m = *std::get<Grouped>(matrix);
+  return m.blocks() * block_table_bytes(m.format().bits);
 }
 
 std::size_t Linear::unit_rows() const {

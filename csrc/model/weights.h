@@ -75,14 +75,15 @@ struct VocabularyMatrix {
 
 // A linear; `norm`, when not empty, is an RMSNorm on its own input, and `bias` is added to what the
 // product, and a residual where there is one, come to. An empty kernel name leaves the choice for a
-// ternary matrix to the tier; the decoder looks it up.
+// ternary or grouped matrix to the tier; the decoder looks it up.
 struct Linear {
   Matrix matrix;
   std::vector<float> norm;
   float norm_eps;
   std::string kernel_name;
   std::vector<float> bias = {};
-  const TernaryKernel* kernel = nullptr;
+  const TernaryKernel* ternary_kernel = nullptr;
+  const GroupedKernel* grouped_kernel = nullptr;
 
   std::size_t in_features() const;
   std::size_t out_features() const;
@@ -90,6 +91,8 @@ struct Linear {
   // Rows are shared out in units of so many.
   std::size_t unit_rows() const;
   std::size_t units() const { return (out_features() + unit_rows() - 1) / unit_rows(); }
+  // Of the lookup tables that its kernel reads for one token, 0 for none.
+  std::size_t table_bytes() const;
   const TernaryMatrix& ternary() const { return *std::get<Ternary>(matrix); }
 };
 

@@ -56,6 +56,8 @@ struct Workspace {
   Scratch<std::int32_t> act_sum{"activation sums"};
   Scratch<std::int8_t> block_q{"rows in blocks"};  // [blocks of the widest input, T, kScaleBlock]
   Scratch<ActivationBlock> blocks{"rows in blocks"};
+  Scratch<std::uint8_t> tables{"lookup tables"};  // per thread
+  std::size_t table_stride = 0;
   std::vector<AttentionTile> tiles;
   Scratch<float> partials{"attention parts"};
   Scratch<float> attention_scratch{"attention scores"};  // per thread

@@ -51,8 +51,9 @@ std::uint64_t packing_fingerprint() {
     add(hash, TernaryRows::of_rows(matrix, 0, kRows).buffers());
     add(hash, TernaryRows::of_columns(matrix).buffers());
   }
-  for (const std::uint8_t bits : {std::uint8_t{2}, std::uint8_t{4}, std::uint8_t{8}}) {
-    GroupedMatrix grouped(kRows, kColumns, {bits, 64, DType::kF32, false});
+  for (const int bits : {1, 2, 3, 4, 8}) {
+    const auto width = static_cast<std::uint8_t>(bits);
+    GroupedMatrix grouped(kRows, kColumns, {width, 64, DType::kF32, false});
     grouped.pack_float(0, weights.data(), DType::kF32, kRows);
     add(hash, grouped.buffers());
   }

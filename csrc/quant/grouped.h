@@ -1,8 +1,8 @@
-// Weights of 2, 4 or 8 bits in groups of columns that share a scale, in panels, for kernels that
-// multiply 4 consecutive k of 16 rows at once:
+// Weights of 1, 2, 3, 4 or 8 bits in groups of columns that share a scale, in panels, for kernels
+// that multiply 4 consecutive k of 16 rows at once:
 //
-//   weight[n, k] = scale[n, k / group] * (code[n, k] - zero)                     zero = 1, 8, 128
-//   weight[n, k] = scale[n, k / group] * code[n, k] + minimum[n, k / group]      with minima
+//   weight[n, k] = scale[n, k / group] * (code[n, k] - zero)                     zero = 1, 1, 4, 8,
+//   128 weight[n, k] = scale[n, k / group] * code[n, k] + minimum[n, k / group]      with minima
 //
 // A panel is 64 rows, four row groups of 16 as in ternary.h. Its columns come in records of 32, or
 // of a group where that is more, and its records follow each other: a kernel that walks the columns
@@ -14,8 +14,9 @@
 //
 // A block is 32 columns: 8 quads of 4. Vector v of a row group's block holds the quads from
 // v * 8 / bits on, each at the next higher `bits` bits of a byte: of quad q, byte 4*r + j is row r,
-// column 4*q + j. Columns past K and rows past N hold zeros and are met by activations of zero or
-// not stored. The layout is the same for every tier.
+// column 4*q + j. Codes of 3 bits are held in two parts: their lower two bits as those of a 2-bit
+// block, then the third as a 1-bit block of its own. Columns past K and rows past N hold zeros and
+// are met by activations of zero or not stored. The layout is the same for every tier.
 #pragma once
 
 #include <cstddef>
@@ -34,13 +35,27 @@ inline constexpr std::size_t kBlockQuads = kScaleBlock / kQuadColumns;
 // Blocks that fill whole records of every format, for activations of `columns` columns.
 constexpr std::size_t padded_blocks(std::size_t columns) { return (columns + 127) / 128 * 4; }
 
+// The bits of a code that lie together in a byte.
+struct CodePart {
+  std::size_t bits;
+  std::size_t shift;   // of the part in a code
+  std::size_t vector;  // where in a row group's block its vectors begin
+
+  constexpr std::size_t quads_per_vector() const { return 8u / bits; }
+  constexpr unsigned mask() const { return (1u << bits) - 1; }
+};
+
 struct GroupedFormat {
-  std::uint8_t bits;   // 2, 4 or 8
+  std::uint8_t bits;   // 1, 2, 3, 4 or 8
   std::uint8_t group;  // 16, 32, 64 or 128 columns
   DType scale_dtype;   // kF16 or kF32
   bool has_minimum;
 
-  constexpr std::size_t quads_per_vector() const { return 8u / bits; }
+  constexpr std::size_t parts() const { return bits == 3 ? 2 : 1; }
+  constexpr CodePart part(std::size_t i) const {
+    if (i == 1) return {1, 2, 2};
+    return {bits == 3 ? 2u : bits, 0, 0};
+  }
   constexpr int zero() const { return has_minimum ? 0 : bits == 2 ? 1 : 1 << (bits - 1); }
   constexpr int max_code() const { return (1 << bits) - 1; }
   constexpr std::size_t record_columns() const { return group < kScaleBlock ? kScaleBlock : group; }
@@ -55,16 +70,24 @@ struct GroupedFormat {
   constexpr std::size_t record_bytes() const {
     return codes_offset() + record_blocks() * block_bytes();
   }
-  // Where in a record the code of a panel's row and a column of the record is: the byte, and in it
-  // the lowest bit.
-  constexpr std::size_t code_byte(std::size_t row, std::size_t column) const {
+  // Where in a record the part of a code of a panel's row and a column of the record is: the byte,
+  // and in it the lowest bit.
+  constexpr std::size_t code_byte(CodePart part, std::size_t row, std::size_t column) const {
     const std::size_t quad = column % kScaleBlock / kQuadColumns;
     return codes_offset() + column / kScaleBlock * block_bytes() +
-           row / kGroupRows * group_block_bytes() + quad / quads_per_vector() * kGroupBytes +
+           row / kGroupRows * group_block_bytes() +
+           (part.vector + quad / part.quads_per_vector()) * kGroupBytes +
            row % kGroupRows * kQuadColumns + column % kQuadColumns;
   }
-  constexpr std::size_t code_shift(std::size_t column) const {
-    return column / kQuadColumns % quads_per_vector() * bits;
+  constexpr int code(const std::uint8_t* record, std::size_t row, std::size_t column) const {
+    unsigned value = 0;
+    for (std::size_t i = 0; i < parts(); ++i) {
+      const CodePart p = part(i);
+      const std::size_t bit = column / kQuadColumns % p.quads_per_vector() * p.bits;
+      value |= (static_cast<unsigned>(record[code_byte(p, row, column)]) >> bit & p.mask())
+               << p.shift;
+    }
+    return static_cast<int>(value);
   }
 };
 

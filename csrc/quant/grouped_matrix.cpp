@@ -108,8 +108,7 @@ std::uint8_t* GroupedMatrix::record(std::size_t row, std::size_t index) const {
 
 int GroupedMatrix::code(std::size_t row, std::size_t column) const {
   const std::size_t width = format_.record_columns();
-  const std::size_t byte = format_.code_byte(row % kPanelRows, column % width);
-  return record(row, column / width)[byte] >> format_.code_shift(column) & format_.max_code();
+  return format_.code(record(row, column / width), row % kPanelRows, column % width);
 }
 
 // `scale_rows` are the scales or minima of a record.
@@ -133,17 +132,23 @@ void GroupedMatrix::pack_row(std::size_t row, const std::uint8_t* codes, const f
       set_scale(head + format_.minima_offset(), row, group, minima[group]);
     }
   }
-  const std::size_t quads = format_.quads_per_vector();
   const std::size_t width = format_.record_columns();
   for (std::size_t column = 0; column < columns_; column += kScaleBlock) {
     std::uint32_t words[kBlockQuads] = {};
     std::memcpy(words, codes + column, std::min(kScaleBlock, columns_ - column));
-    std::uint8_t* out =
-        record(row, column / width) + format_.code_byte(row % kPanelRows, column % width);
-    for (std::size_t v = 0; v < format_.bits; ++v, out += kGroupBytes) {
-      std::uint32_t dword = 0;
-      for (std::size_t p = 0; p < quads; ++p) dword |= words[v * quads + p] << (p * format_.bits);
-      std::memcpy(out, &dword, sizeof dword);
+    std::uint8_t* const to = record(row, column / width);
+    for (std::size_t i = 0; i < format_.parts(); ++i) {
+      const CodePart part = format_.part(i);
+      const std::size_t quads = part.quads_per_vector();
+      const std::uint32_t mask = 0x01010101u * part.mask();
+      std::uint8_t* out = to + format_.code_byte(part, row % kPanelRows, column % width);
+      for (std::size_t v = 0; v < part.bits; ++v, out += kGroupBytes) {
+        std::uint32_t dword = 0;
+        for (std::size_t p = 0; p < quads; ++p) {
+          dword |= (words[v * quads + p] >> part.shift & mask) << (p * part.bits);
+        }
+        std::memcpy(out, &dword, sizeof dword);
+      }
     }
   }
 }

@@ -1,5 +1,5 @@
-// A matrix [N, K] of 2-, 4- or 8-bit codes with scales for groups of columns, packed as grouped.h
-// describes.
+// A matrix [N, K] of 1-, 2-, 3-, 4- or 8-bit codes with scales for groups of columns, packed as
+// grouped.h describes.
 #pragma once
 
 #include <atomic>

@@ -75,15 +75,36 @@ def ternary_kernels(isa: str | None = None) -> list[str]:
         ValidationError: a tier this machine does not have.
     """
 
+def grouped_kernels(isa: str | None = None, *, bits: int) -> list[str]:
+    """Return the kernels that this CPU runs under a tier for one token and codes of so many bits.
+
+    A name is a method, a slash and its instructions: "multiply_add/avx512" comes first, and for up
+    to 4 bits there is one that looks products up, "lookup/avx2". All give the same bits.
+
+    Raises:
+        ValidationError: a tier this machine does not have.
+    """
+
 def time_ternary_kernels(
     rows: int, columns: int, *, isa: str, threads: int
 ) -> dict[str, tuple[float, float]]:
     """Return kernel name -> seconds for one product with 1 token and with 48, weights [N, K].
 
-    One token finds the weights in memory. Takes some 0.1 s and 100 MB.
+    They come in the order of `ternary_kernels`. One token finds the weights in memory. Takes some
+    0.1 s and 100 MB.
 
     Raises:
         ValidationError: an unusable shape, tier or number of threads.
+        OutOfMemoryError: the buffers do not fit.
+    """
+
+def time_grouped_kernels(
+    rows: int, columns: int, bits: int, *, isa: str, threads: int
+) -> dict[str, tuple[float, float]]:
+    """Return the same of `grouped_kernels`, in groups of 32 columns; tables are made in the time.
+
+    Raises:
+        ValidationError: an unusable shape, number of bits, tier or number of threads.
         OutOfMemoryError: the buffers do not fit.
     """
 
@@ -273,7 +294,7 @@ class Linear:
         kernel: str = "",
         bias: F32Array | None = None,
     ) -> None:
-        """Take, for a ternary matrix, one of `ternary_kernels`, or "" for the best guess."""
+        """Take one of `ternary_kernels` or `grouped_kernels`, or "" for the best guess."""
     @property
     def matrix(self) -> TernaryMatrix | DenseMatrix | GroupedMatrix: ...
 

@@ -76,8 +76,13 @@ def grouped_linear(
     blocks: I32Array,
     out: F32Array,
     residual: F32Array | None = None,
+    kernel: str = "",
 ) -> None:
-    """Write the linear of what quantize_blocks made of [T, K] to float32 [T, N]."""
+    """Write the linear of what quantize_blocks made of [T, K] to float32 [T, N].
+
+    `kernel` is one of `grouped_kernels`, or "" for the tier's products. One that looks products up
+    takes one token and makes its tables first.
+    """
 
 def select_gates(isa: str, gate: F32Array, begin: int, end: int) -> I32Array:
     """Return the indices in [begin, end) of gates that relu2 does not make exactly zero."""
@@ -190,7 +195,7 @@ def dense_linear(
     """Write x [T, K] times weights [N, K] to [T, N], plus a residual if there is one."""
 
 def weight_only_linear(isa: str, matrix: GroupedMatrix, x: F32Array, out: F32Array) -> None:
-    """Write x [T, K] times grouped weights [N, K] to [T, N]."""
+    """Write x [T, K] times grouped weights [N, K] of 2, 4 or 8 bits to [T, N]."""
 
 class ScreenMatrix:
     """The coded LM head: 5 bits and 2 more of each weight."""

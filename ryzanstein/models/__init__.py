@@ -36,6 +36,7 @@ from ryzanstein.models.config import (
 from ryzanstein.models.feed_forward import SkipZeros, resolve_skip_zeros
 from ryzanstein.models.fields import Fields
 from ryzanstein.models.gemma import GEMMA, GEMMA2, GEMMA3
+from ryzanstein.models.grouped import grouped_shapes
 from ryzanstein.models.llama import LLAMA, MISTRAL
 from ryzanstein.models.packing import Packing, resolve_head
 from ryzanstein.models.qwen import QWEN2, QWEN3
@@ -47,6 +48,7 @@ from ryzanstein.quant import to_bfloat16, to_float32
 from ryzanstein.tuning import choose_kernels, known_kernels
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from numpy.typing import NDArray
@@ -191,7 +193,9 @@ def load_model(
     checkpoint = files.open_weights()
     check_tensors(checkpoint, config, family)
     packing = choose_packing(config, isa, threads, skip_zeros, lm_head, weights)
-    build = _Build(checkpoint, config, family, packing, threads, isa)
+    shapes = grouped_shapes(checkpoint, config, family, weights)
+    kernels = choose_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads)
+    build = _Build(checkpoint, config, family, packing, kernels, threads, isa)
     if weight_cache is None:
         return build.run(None, progress=progress)[0]
     return build.run_cached(weight_cache, progress=progress)
@@ -257,6 +261,7 @@ class _Build:
     config: ModelConfig
     family: Family
     packing: Packing
+    grouped_kernels: Mapping[tuple[int, int, int], str]
     threads: int
     isa: str | None
 
@@ -282,7 +287,15 @@ class _Build:
         total = sum(checkpoint.info(name).nbytes for name in checkpoint)
         title = f"Loading {checkpoint.path.name}"
         with byte_progress(title, total, shown=progress and packed is None) as advance:
-            reader = WeightReader(checkpoint, config, self.family, self.packing, packed, advance)
+            reader = WeightReader(
+                checkpoint,
+                config,
+                self.family,
+                self.packing,
+                self.grouped_kernels,
+                packed,
+                advance,
+            )
             embedding, lm_head = reader.embedding(), reader.lm_head()
             with ThreadPoolExecutor(self.threads) as pool:
                 layers = list(pool.map(reader.layer, range(config.num_layers)))

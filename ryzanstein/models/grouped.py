@@ -7,14 +7,23 @@ from typing import TYPE_CHECKING
 from ryzanstein._core import GroupedMatrix
 from ryzanstein.errors import QuantizationError
 from ryzanstein.loaders.gguf_grouped import GroupedFormat
-from ryzanstein.models.tensors import slabs
+from ryzanstein.models.tensors import fused_shape, linear_shapes, slabs
 
 if TYPE_CHECKING:
     from ryzanstein._core import U8Array
     from ryzanstein.config import WeightKind
     from ryzanstein.loaders.model_files import WeightSource
+    from ryzanstein.models.config import ModelConfig
+    from ryzanstein.models.family import Family
 
-__all__ = ["ROUNDED_FORMATS", "grouped_matrix", "held_format", "pack_grouped"]
+__all__ = [
+    "ROUNDED_FORMATS",
+    "fused_formats",
+    "grouped_matrix",
+    "grouped_shapes",
+    "held_format",
+    "pack_grouped",
+]
 
 # Of the weights that are rounded at load.
 ROUNDED_FORMATS: dict[WeightKind, GroupedFormat] = {
@@ -27,6 +36,35 @@ def held_format(checkpoint: WeightSource, weight: str, kind: WeightKind) -> Grou
     """Return the format that a linear is held in, None where it is held as floats."""
     stored = checkpoint.grouped_rows(weight) if kind == "auto" else None
     return ROUNDED_FORMATS.get(kind) if stored is None else stored.format
+
+
+def fused_formats(
+    checkpoint: WeightSource, prefix: str, names: tuple[str, ...], kind: WeightKind
+) -> list[tuple[tuple[str, ...], GroupedFormat | None]]:
+    """Return which linears make one matrix, and the format of each: all, if grouped alike."""
+    formats = [held_format(checkpoint, f"{prefix}{name}.weight", kind) for name in names]
+    if formats[0] is not None and len(set(formats)) == 1:
+        return [(names, formats[0])]
+    return [((name,), grouped) for name, grouped in zip(names, formats, strict=True)]
+
+
+def grouped_shapes(
+    checkpoint: WeightSource, config: ModelConfig, family: Family, kind: WeightKind
+) -> set[tuple[int, int, int]]:
+    """Return out-features, in-features and bits of the matrices in groups that a model has."""
+    if config.quantization is not None:
+        return set()
+    shapes = linear_shapes(config, family)
+    fused = (family.attn_in, (family.o_proj,), family.mlp_in, (family.down_proj,))
+    return {
+        (*fused_shape(shapes, part), grouped.bits)
+        for index in range(config.num_layers)
+        for names in fused
+        for part, grouped in fused_formats(
+            checkpoint, family.layer.format(index=index), names, kind
+        )
+        if grouped is not None
+    }
 
 
 def grouped_matrix(

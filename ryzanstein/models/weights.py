@@ -17,6 +17,7 @@ from ryzanstein.errors import CorruptFileError, QuantizationError
 from ryzanstein.models.feed_forward import keep_channels, live_channels
 from ryzanstein.models.grouped import (
     ROUNDED_FORMATS,
+    fused_formats,
     grouped_matrix,
     held_format,
     pack_grouped,
@@ -31,7 +32,7 @@ from ryzanstein.quant import (
 from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -62,16 +63,20 @@ class WeightReader:
         config: ModelConfig,
         family: Family,
         packing: Packing,
+        grouped_kernels: Mapping[tuple[int, int, int], str],
         packed: PackedWeights | None,
         advance: Callable[[int], None],
     ) -> None:
         """Take a callback that is told the bytes of each tensor once it has been read.
+
+        Kernels of grouped matrices are by `grouped_shapes`.
 
         With `packed`, matrices are those of an earlier load of the same checkpoint, which found its
         large tensors sound: they are not read again.
         """
         self.objects: dict[str, dict[str, NDArray[Any]]] = {}
         self._packing = packing
+        self._grouped_kernels = grouped_kernels
         self._packed = packed
         self._checkpoint = checkpoint
         self._config = config
@@ -234,15 +239,12 @@ class WeightReader:
         return [self._linear(prefix, (name,), norms[name], epsilon) for name in names]
 
     def _plain_linears(self, prefix: str, names: tuple[str, ...]) -> list[Linear]:
-        kind = self._packing.weights
-        formats = [held_format(self._checkpoint, f"{prefix}{name}.weight", kind) for name in names]
-        if formats[0] is not None and len(set(formats)) == 1:
-            return [self._grouped_linear(prefix, names, formats[0])]
+        parts = fused_formats(self._checkpoint, prefix, names, self._packing.weights)
         return [
-            self._dense_linear(prefix, name)
+            self._dense_linear(prefix, part[0])
             if grouped is None
-            else self._grouped_linear(prefix, (name,), grouped)
-            for name, grouped in zip(names, formats, strict=True)
+            else self._grouped_linear(prefix, part, grouped)
+            for part, grouped in parts
         ]
 
     def _linear(
@@ -271,7 +273,8 @@ class WeightReader:
         weights = [f"{prefix}{name}.weight" for name in names]
         kind = self._packing.weights
         matrix = self._grouped_matrix(self._key(prefix, names), shape, grouped, weights, kind)
-        return Linear(matrix, bias=self._bias(prefix, names))
+        kernel = self._grouped_kernels[*shape, grouped.bits]
+        return Linear(matrix, kernel=kernel, bias=self._bias(prefix, names))
 
     def _grouped_matrix(
         self,

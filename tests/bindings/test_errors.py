@@ -91,7 +91,7 @@ LAYERS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"down_proj": dense(32, 48, kernel="two_bit/scalar")},
-        "layer 0 down_proj is not ternary, so that there is no kernel 'two_bit/scalar'",
+        "layer 0 down_proj is dense, so that there is no kernel 'two_bit/scalar'",
     ),
     (
         {

@@ -121,7 +121,7 @@ def test_packed_weights_are_shown(
 
 def test_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model large enough for its kernels to be measured at loading."""
-    monkeypatch.setattr(tuning, "_LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(tuning, "_LEAST_BITS", 0)
     monkeypatch.setattr(_core, "time_ternary_kernels", lambda *_, **__: pytest.fail("measured"))
     report = describe_model(open_files(EMBEDDED_MODEL))
     assert report.memory.is_exact is (_core.resolve_isa() == "scalar")

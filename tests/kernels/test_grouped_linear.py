@@ -9,7 +9,7 @@ from reference import grouped as oracle
 from tolerances import reduction
 
 from ryzanstein import ValidationError
-from ryzanstein._core import GroupedMatrix, available_isas
+from ryzanstein._core import GroupedMatrix, available_isas, grouped_kernels
 from ryzanstein._core import ops as kernels
 
 if TYPE_CHECKING:
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from ryzanstein._core import F32Array, I8Array, I32Array
 
+BITS = (1, 2, 3, 4, 8)
 # bits, group, scale_dtype, has_minimum: every path of a kernel.
 KINDS = [
     (bits, group, dtype, has_minimum)
-    for bits in (2, 4, 8)
+    for bits in BITS
     for group, dtype, has_minimum in (
         (32, "f16", False),
         (16, "f32", True),
@@ -30,6 +31,14 @@ KINDS = [
 ]
 # Decode, every small batch, prefill with remainders of its tiles.
 TOKENS = [*range(1, 10), 31, 33, 65]
+
+
+LOOKUP_BITS = (1, 2, 3, 4)
+
+
+def lookup(isa: str, bits: int) -> str:
+    """Return the kernel of a tier that looks products up."""
+    return next(name for name in grouped_kernels(isa, bits=bits) if name.startswith("lookup/"))
 
 
 class Problem:
@@ -58,11 +67,17 @@ class Problem:
         self.width = max(group, 32)
 
     def run(
-        self, isa: str, tokens: slice = slice(None), residual: F32Array | None = None
+        self,
+        isa: str,
+        tokens: slice = slice(None),
+        residual: F32Array | None = None,
+        kernel: str = "",
     ) -> F32Array:
         q, blocks = block_layout(self.q[tokens], self.scales[tokens], self.width)
         out = guarded((q.shape[1], self.matrix.out_features))
-        kernels.grouped_linear(isa, self.matrix, misaligned(q, 3), blocks, out.array, residual)
+        kernels.grouped_linear(
+            isa, self.matrix, misaligned(q, 3), blocks, out.array, residual, kernel
+        )
         out.check()
         return out.array
 
@@ -113,6 +128,55 @@ def test_tokens_do_not_depend_on_each_other(
         assert problem.run(isa, slice(t, t + 1)).tobytes() == whole[t : t + 1].tobytes()
 
 
+@pytest.mark.parametrize("columns", [1, 16, 31, 33, 97, 129, 2560])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kernel_gives_the_same_bits(
+    kind: tuple[int, int, str, bool], columns: int, isa: str
+) -> None:
+    problem = Problem(kind, 70, columns, 1)
+    names = grouped_kernels(isa, bits=kind[0])
+    assert len(names) == (1 if kind[0] == 8 else 2)
+    for residual in (None, problem.residual):
+        found = {problem.run(isa, residual=residual, kernel=name).tobytes() for name in names}
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 63, 64, 65, 130])
+def test_looked_up_rows(rows: int, isa: str) -> None:
+    for bits in LOOKUP_BITS:
+        problem = Problem((bits, 32, "f16", False), rows, 97, 1)
+        assert problem.run(isa, kernel=lookup(isa, bits)).tobytes() == problem.run(isa).tobytes()
+
+
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("bits", LOOKUP_BITS)
+def test_every_code_is_looked_up(bits: int, group: int, isa: str) -> None:
+    """Each in every place of a block, met by activations that make sums as large as they get."""
+    count = 1 << bits
+    codes = ((np.arange(count)[:, None] + 37 * np.arange(32)) % count).astype(np.uint8)
+    codes = np.concatenate([codes, np.zeros((1, 32), np.uint8), np.full((1, 32), count - 1)])
+    matrix = GroupedMatrix(len(codes), 32, bits, group)
+    matrix.pack_codes(0, codes.astype(np.uint8), np.ones((len(codes), 32 // group), np.float32))
+    weights = codes.astype(np.int64) - oracle.zero_point(bits)
+    rng = np.random.default_rng(bits)
+    extremes = rng.choice([-127, 127], (20, 32))
+    single = 127 * np.eye(32, dtype=np.int64)
+    for row in [np.full(32, -127), np.full(32, 127), *extremes, *single, *-single]:
+        q, blocks = block_layout(row.astype(np.int8)[None], np.ones((1, 1)), 32)
+        out = np.empty((1, len(codes)), np.float32)
+        kernels.grouped_linear(isa, matrix, q, blocks, out, None, lookup(isa, bits))
+        np.testing.assert_array_equal(out[0], weights @ row)
+
+
+def test_kernels_are_named(isa: str) -> None:
+    problem = Problem((4, 32, "f16", False), 3, 32, 2)
+    assert grouped_kernels(isa, bits=8) == grouped_kernels(isa, bits=4)[:1]
+    with pytest.raises(ValidationError, match=r"'lookup/sse' does not read codes of 4 bits under"):
+        problem.run(isa, kernel="lookup/sse")
+    with pytest.raises(ValidationError, match="takes one token"):
+        problem.run(isa, kernel=lookup(isa, 4))
+
+
 @pytest.mark.parametrize("tokens", [1, 4, 40])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tier_gives_the_same_bits(kind: tuple[int, int, str, bool], tokens: int) -> None:
@@ -139,7 +203,7 @@ def test_residual_may_be_the_output(tokens: int, isa: str) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_largest_products(bits: int, tokens: int, isa: str) -> None:
     """Where pairs of products in int16 are as large as they get, of either sign."""
     for code in (0, (1 << bits) - 1):
@@ -155,7 +219,7 @@ def test_largest_products(bits: int, tokens: int, isa: str) -> None:
             assert np.all(out == value * 128 * (code - oracle.zero_point(bits)))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_every_code_decodes(bits: int, isa: str) -> None:
     """Each in every place of a block, found out by one activation at a time."""
     count = 1 << bits

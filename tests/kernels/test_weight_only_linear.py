@@ -8,6 +8,7 @@ from arrays import guarded, misaligned
 from reference import grouped as oracle
 from tolerances import reduction
 
+from ryzanstein import ValidationError
 from ryzanstein._core import GroupedMatrix
 from ryzanstein._core import ops as kernels
 
@@ -98,6 +99,13 @@ def test_every_code_decodes(bits: int, isa: str) -> None:
     out = np.empty((32, count), np.float32)
     kernels.weight_only_linear(isa, matrix, np.eye(32, dtype=np.float32), out)
     np.testing.assert_array_equal(out, codes.T - oracle.zero_point(bits))
+
+
+def test_codes_of_odd_bits_are_refused(isa: str) -> None:
+    x, out = np.ones((1, 32), np.float32), np.empty((1, 3), np.float32)
+    for bits in (1, 3):
+        with pytest.raises(ValidationError, match="takes codes of 2, 4 or 8 bits"):
+            kernels.weight_only_linear(isa, GroupedMatrix(3, 32, bits), x, out)
 
 
 @pytest.mark.parametrize("tokens", [1, 6])

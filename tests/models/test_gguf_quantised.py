@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from gguf_bytes import BLOCKS, NUMBERS, GgufBytes, RawTensor, quantize_ternary, random_tensor
-from gguf_models import LLAMA, TernaryModel
+from gguf_models import LLAMA, TernaryModel, quantised
 from golden.engine import Sequence
 
 from ryzanstein.errors import UnsupportedFormatError
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 MIXED = {"attn_q": "Q4_K", "attn_k": "Q8_0", "attn_v": "Q6_K", "ffn_down": "F32"}
 # Relative to the logits' spread: activations in 8 bits err by 1 % of it in each of 14 linears.
 ACTIVATIONS = 0.05
-
-
-def quantised(kinds: dict[str, str], default: str) -> GgufBytes:
-    """Return a model whose linears, embedding and head are of a type, some of others."""
-    content = TernaryModel(LLAMA).gguf("F32", "llama")
-    rng = np.random.default_rng(8)
-    tensors = dict(content.tensors)
-    for name, tensor in tensors.items():
-        kind = kinds.get(name.split(".")[-2], default)
-        if len(tensor.shape) == 2 and kind != "F32":
-            tensors[name] = random_tensor(kind, tensor.shape, rng)
-    return dataclasses.replace(content, tensors=tensors)
 
 
 def as_floats(content: GgufBytes) -> GgufBytes:

@@ -17,7 +17,7 @@ ABSMAX_FLOOR = 1e-30
 
 def zero_point(bits: int) -> int:
     """Return the code that stands for zero where there are no minima."""
-    return {2: 1, 4: 8, 8: 128}[bits]
+    return {1: 1, 2: 1, 3: 4, 4: 8, 8: 128}[bits]
 
 
 def quantize_blocks(x: NDArray[Any]) -> tuple[I8, F64]:

@@ -19,6 +19,10 @@ inline __m256i bits_at(__m256i bytes, std::size_t shift) {
 // The codes of a quad in the block whose first vector is at `bytes`.
 template <std::size_t kBits>
 inline __m256i load_quad(const std::uint8_t* bytes, std::size_t quad) {
+  if constexpr (kBits == 3) {
+    const __m256i upper = load_quad<1>(bytes + 2 * kGroupBytes, quad);
+    return _mm256_or_si256(load_quad<2>(bytes, quad), _mm256_slli_epi16(upper, 2));
+  }
   constexpr std::size_t kPlanes = 8 / kBits;
   const auto* vector = reinterpret_cast<const __m256i*>(bytes + quad / kPlanes * kGroupBytes);
   return bits_at<kBits>(_mm256_load_si256(vector), quad % kPlanes * kBits);

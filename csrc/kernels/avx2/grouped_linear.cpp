@@ -13,6 +13,8 @@ template <std::size_t kCodeBits>
 struct PairProducts {
   static constexpr std::size_t kBits = kCodeBits;
   static constexpr std::size_t kVecs = 1;
+  static constexpr bool kReadsTables = false;
+  static constexpr int kCentre = 0;
   static constexpr bool kSplit = kBits == 8;
 
   PairProducts(const std::uint8_t* block, std::size_t vec) {
@@ -48,6 +50,6 @@ struct PairProducts {
 
 }  // namespace
 
-void grouped_linear(const GroupedLinearArgs& a) noexcept { grouped_linear_by<PairProducts>(a); }
+void grouped_linear(const GroupedLinearArgs& a) noexcept { grouped_linear_by<PairProducts, 8>(a); }
 
 }  // namespace ryz::avx2

@@ -10,6 +10,7 @@ using scalar::select_nonzero;
 using scalar::selected_columns;
 using scalar::selected_rows;
 void grouped_linear(const GroupedLinearArgs& a) noexcept;
+void lookup_tables(const LookupTablesArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;
 void screen_rest(const ScreenRestArgs& a) noexcept;
 

@@ -6,26 +6,38 @@
 namespace ryz::avx512 {
 namespace {
 
-// Codes at bit 0, 8 zmm for each of two row groups. Both meet an activation that is broadcast once:
-// an operand that the instruction broadcasts itself takes the place of a load in every product, and
-// loads are what runs out.
+// The codes of a quad in the block whose first vector is at `bytes`, at bit 0.
+template <std::size_t kBits>
+inline __m512i load_quad(const std::uint8_t* bytes, std::size_t quad) {
+  if constexpr (kBits == 3) {
+    const __m512i upper = load_quad<1>(bytes + 2 * kGroupBytes, quad);
+    return _mm512_or_si512(load_quad<2>(bytes, quad), _mm512_slli_epi16(upper, 2));
+  }
+  constexpr std::size_t kPlanes = 8 / kBits;
+  const __m512i vector = load_group(bytes + quad / kPlanes * kGroupBytes);
+  if (kBits == 8) return vector;
+  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << kBits) - 1));
+  const auto shift = static_cast<unsigned>(quad % kPlanes * kBits);
+  return _mm512_and_si512(shift == 0 ? vector : _mm512_srli_epi16(vector, shift), mask);
+}
+
+// 8 zmm for each of two row groups. Both meet an activation that is broadcast once: an operand that
+// the instruction broadcasts itself takes the place of a load in every product, and loads are what
+// runs out.
 template <std::size_t kCodeBits>
 struct DotProducts {
   static constexpr std::size_t kBits = kCodeBits;
   static constexpr std::size_t kVecs = 2;
+  static constexpr bool kReadsTables = false;
+  static constexpr int kCentre = 0;
 
   DotProducts(const std::uint8_t* block, std::size_t vec) {
-    constexpr std::size_t kPlanes = 8 / kBits;
-    const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << kBits) - 1));
 #pragma GCC unroll 2
     for (std::size_t v = 0; v < kVecs; ++v) {
       const std::uint8_t* bytes = vec_codes<kBits>(block, vec + v);
 #pragma GCC unroll 8
       for (std::size_t quad = 0; quad < kBlockQuads; ++quad) {
-        const __m512i vector = load_group(bytes + quad / kPlanes * kGroupBytes);
-        const auto shift = static_cast<unsigned>(quad % kPlanes * kBits);
-        const __m512i shifted = shift == 0 ? vector : _mm512_srli_epi16(vector, shift);
-        codes[v][quad] = kBits == 8 ? vector : _mm512_and_si512(shifted, mask);
+        codes[v][quad] = load_quad<kBits>(bytes, quad);
       }
     }
   }
@@ -47,6 +59,6 @@ struct DotProducts {
 
 }  // namespace
 
-void grouped_linear(const GroupedLinearArgs& a) noexcept { grouped_linear_by<DotProducts>(a); }
+void grouped_linear(const GroupedLinearArgs& a) noexcept { grouped_linear_by<DotProducts, 8>(a); }
 
 }  // namespace ryz::avx512

@@ -3,8 +3,13 @@
 #include "kernels/scalar/selected.h"
 #include "kernels/vector/ops.h"
 
+namespace ryz::avx2 {
+void lookup_tables(const LookupTablesArgs& a) noexcept;
+}
+
 namespace ryz::avx512 {
 
+using avx2::lookup_tables;
 using scalar::select_gates;
 using scalar::select_nonzero;
 using scalar::selected_columns;

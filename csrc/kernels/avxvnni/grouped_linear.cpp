@@ -11,6 +11,8 @@ template <std::size_t kCodeBits>
 struct DotProducts {
   static constexpr std::size_t kBits = kCodeBits;
   static constexpr std::size_t kVecs = 1;
+  static constexpr bool kReadsTables = false;
+  static constexpr int kCentre = 0;
   DotProducts(const std::uint8_t* block, std::size_t vec) {
     const std::uint8_t* bytes = vec_codes<kBits>(block, vec);
 #pragma GCC unroll 8
@@ -34,6 +36,6 @@ struct DotProducts {
 
 }  // namespace
 
-void grouped_linear(const GroupedLinearArgs& a) noexcept { grouped_linear_by<DotProducts>(a); }
+void grouped_linear(const GroupedLinearArgs& a) noexcept { grouped_linear_by<DotProducts, 8>(a); }
 
 }  // namespace ryz::avxvnni

@@ -6,6 +6,7 @@
 namespace ryz::scalar {
 
 void grouped_linear(const GroupedLinearArgs& a) noexcept;
+void lookup_tables(const LookupTablesArgs& a) noexcept;
 void screen_linear(const ScreenLinearArgs& a) noexcept;
 void screen_rest(const ScreenRestArgs& a) noexcept;
 

@@ -1,5 +1,6 @@
 // Linear of grouped weights, for vectors of one float sum per row. A Products says how the codes of
-// kLanes rows and a block are brought into registers and multiplied; the rest is the same for all.
+// kVecs * kLanes rows and a block are brought into registers and multiplied, or looked up in tables
+// (kReadsTables: one token only); the rest is the same for all.
 //
 // The codes of a block stay in registers while every token of a tile meets them; the tokens of a
 // block lie side by side (ops.h), so that weights and activations are both read forwards. A unit
@@ -9,6 +10,7 @@
 // Included by one translation unit per Products, after its tier's simd.h.
 #pragma once
 
+#include "kernels/lookup_format.h"
 #include "kernels/ops.h"
 
 namespace ryz::RYZ_TIER {
@@ -26,6 +28,15 @@ inline Vec load_scales(const GroupedFormat& format, const std::uint8_t* scales, 
   return load_f16(reinterpret_cast<const std::uint16_t*>(scales) + i);
 }
 
+// x * kFactor in every lane.
+template <int kFactor>
+inline VecI broadcast_times(std::int32_t x) {
+  if constexpr (kFactor == 0) return zero_i();
+  constexpr bool kIsPower = kFactor > 0 && (kFactor & (kFactor - 1)) == 0;
+  constexpr int kShift = kIsPower ? __builtin_ctz(kFactor) : 0;
+  return broadcast_shifted<kShift>(kIsPower ? x : x * kFactor);
+}
+
 // Where the codes of a panel's vector of rows begin in a block.
 template <std::size_t kBits>
 inline const std::uint8_t* vec_codes(const std::uint8_t* block, std::size_t vec) {
@@ -39,8 +50,8 @@ struct GroupedBlock {
   static constexpr std::size_t kBits = Products::kBits;
   static constexpr std::size_t kVecs = Products::kVecs;
   static constexpr std::size_t kUnitQuads = kBlockQuads / kUnits;
-  // The zero point is 1 << kZeroBit.
-  static constexpr int kZeroBit = kBits == 2 ? 0 : kBits - 1;
+  // What the products of codes are to be less by, as a multiple of the activations' sum.
+  static constexpr int kZero = kMinimum ? 0 : GroupedFormat{kBits, 0, DType::kF16, false}.zero();
 
   GroupedBlock(const GroupedFormat& format, const std::uint8_t* record, const std::uint8_t* block,
                std::size_t vec)
@@ -48,7 +59,7 @@ struct GroupedBlock {
     const std::uint8_t* minima = record + format.minima_offset();
 #pragma GCC unroll 2
     for (std::size_t u = 0; u < kUnits; ++u) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (std::size_t v = 0; v < kVecs; ++v) {
         const std::size_t row = u * kPanelRows + (vec + v) * kLanes;
         scale[u][v] = load_scales(format, record, row);
@@ -58,14 +69,15 @@ struct GroupedBlock {
   }
 
   // Adds this block's products to y[v * stride] for each of its vectors.
-  void add_to(Vec* y, std::size_t stride, const std::int8_t* q, const ActivationBlock& x) const {
+  template <typename Operand>
+  void add_to(Vec* y, std::size_t stride, const Operand* q, const ActivationBlock& x) const {
 #pragma GCC unroll 2
     for (std::size_t u = 0; u < kUnits; ++u) {
       const std::int32_t minus_sum = kUnits == 1 ? x.minus_sum : x.minus_half_sums[u];
-      const VecI start = kMinimum ? zero_i() : broadcast_shifted<kZeroBit>(minus_sum);
+      const VecI start = broadcast_times<kZero - Products::kCentre>(minus_sum);
       VecI dots[kVecs];
       products.template dot<kUnitQuads>(u * kUnitQuads, q, start, dots);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (std::size_t v = 0; v < kVecs; ++v) {
         Vec sum = y[v * stride];
         sum = fma(to_float(dots[v]), mul(scale[u][v], broadcast(x.scale)), sum);
@@ -110,12 +122,13 @@ inline void finish(const GroupedLinearArgs& a, std::size_t row, std::size_t toke
   store_first(a.out + i, y, left);
 }
 
-template <typename Block>
-void one_token(const GroupedLinearArgs& a, std::size_t panel) {
+// `operands` are what the weights meet, so many of them for each block.
+template <typename Block, typename Operand>
+void one_token(const GroupedLinearArgs& a, std::size_t panel, const Operand* operands,
+               std::size_t stride) {
   Vec sums[kPanelVecs] = {};
   walk_panel<Block>(a, panel, [&](const Block& block, std::size_t vec, std::size_t index) {
-    const std::size_t at = index * a.block_stride;
-    block.add_to(sums + vec, 1, a.q + at * kScaleBlock, a.blocks[at]);
+    block.add_to(sums + vec, 1, operands + index * stride, a.blocks[index * a.block_stride]);
   });
 #pragma GCC unroll 8
   for (std::size_t vec = 0; vec < kPanelVecs; ++vec) {
@@ -143,17 +156,20 @@ void tile(const GroupedLinearArgs& a, std::size_t panel, std::size_t first, std:
   }
 }
 
-template <typename Block>
+template <typename Products, std::size_t kUnits, bool kMinimum>
 void grouped_panels(const GroupedLinearArgs& a) {
-  const std::size_t tiles = (a.tokens + kGroupedTileTokens - 1) / kGroupedTileTokens;
+  using Block = GroupedBlock<Products, kUnits, kMinimum>;
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
-    if (a.tokens == 1) {
-      one_token<Block>(a, panel);
-      continue;
-    }
-    for (std::size_t i = 0; i < tiles; ++i) {
-      const std::size_t first = a.tokens * i / tiles;
-      tile<Block>(a, panel, first, a.tokens * (i + 1) / tiles - first);
+    if constexpr (Products::kReadsTables) {
+      one_token<Block>(a, panel, a.tables, block_table_bytes(Products::kBits));
+    } else if (a.tokens == 1) {
+      one_token<Block>(a, panel, a.q, a.block_stride * kScaleBlock);
+    } else {
+      const std::size_t tiles = (a.tokens + kGroupedTileTokens - 1) / kGroupedTileTokens;
+      for (std::size_t i = 0; i < tiles; ++i) {
+        const std::size_t first = a.tokens * i / tiles;
+        tile<Block>(a, panel, first, a.tokens * (i + 1) / tiles - first);
+      }
     }
   }
 }
@@ -162,23 +178,26 @@ template <typename Products>
 void grouped_linear_of_bits(const GroupedLinearArgs& a) {
   const bool halves = a.format.group < kScaleBlock;
   if (a.format.has_minimum) {
-    halves ? grouped_panels<GroupedBlock<Products, 2, true>>(a)
-           : grouped_panels<GroupedBlock<Products, 1, true>>(a);
+    halves ? grouped_panels<Products, 2, true>(a) : grouped_panels<Products, 1, true>(a);
   } else {
-    halves ? grouped_panels<GroupedBlock<Products, 2, false>>(a)
-           : grouped_panels<GroupedBlock<Products, 1, false>>(a);
+    halves ? grouped_panels<Products, 2, false>(a) : grouped_panels<Products, 1, false>(a);
   }
 }
 
-template <template <std::size_t> typename Products>
+// kMostBits is 8, or 4 for tables.
+template <template <std::size_t> typename Products, std::size_t kMostBits>
 void grouped_linear_by(const GroupedLinearArgs& a) {
   switch (a.format.bits) {
+    case 1:
+      return grouped_linear_of_bits<Products<1>>(a);
     case 2:
       return grouped_linear_of_bits<Products<2>>(a);
+    case 3:
+      return grouped_linear_of_bits<Products<3>>(a);
     case 4:
       return grouped_linear_of_bits<Products<4>>(a);
     default:
-      return grouped_linear_of_bits<Products<8>>(a);
+      if constexpr (kMostBits == 8) grouped_linear_of_bits<Products<8>>(a);
   }
 }
 

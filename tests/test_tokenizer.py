@@ -279,7 +279,7 @@ def _template(special: str, sequence: str) -> dict[str, object]:
         {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     ],
 )
-def test_panics_of_the_library_are_errors(parts: dict[str, object], tmp_path: Path) -> None:
+def test_panics_of_the_library_are_errors(parts: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match=r"tokenizer\.json is not a tokenizer: "):
         Tokenizer.from_files(open_files(saved(tmp_path, **parts)))
 

@@ -256,6 +256,7 @@ _NUMBERS: dict[int, tuple[str, ...]] = {
 }
 # Numbers that are known and not supported, and what to do.
 _REFUSED = {
+    37: "I8_S of bitnet.cpp, which is of activations",
     38: "TL1 of bitnet.cpp, whose layout depends on a file of its own",
     39: "TL2 of bitnet.cpp, whose layout depends on a file of its own, or MXFP4",
     335: "IQ2_BN_R4 of ik_llama.cpp, which interleaves four rows; use IQ2_BN",

@@ -238,6 +238,7 @@ def test_ternary_types() -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
+        (37, "I8_S of bitnet.cpp"),
         (38, "TL1 of bitnet.cpp, whose layout depends on a file of its own"),
         (39, "TL2 of bitnet.cpp, whose layout .* or MXFP4"),
         (335, "IQ2_BN_R4 of ik_llama.cpp"),

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
+from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
+from ryzanstein.errors import (
+    CorruptFileError,
+    ModelLoadError,
+    UnsupportedFormatError,
+    ValidationError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +30,14 @@ _REPLACEMENT = "\ufffd"
 # Enough of the prompt for a decoder that treats the first word of a text specially.
 _PROMPT_TAIL_TOKENS = 6
 _ANY_TEXT = "a"
+# One of every kind of character, which reaches every part of a tokenizer.
+_PROBE = "A \u00e9\u4e2d 12,\n"
+# A prefix of parts of words, or a letter spelt so that it may hide one. Most files have neither,
+# and are too long to parse twice; two patterns are found faster than one of both.
+_MAY_PREFIX = (
+    re.compile(r'continuing_subword_prefix"\s*:\s*"[^"]'),
+    re.compile(r"\\u00(?:5[fF]|[67][\da-fA-F])"),
+)
 
 
 def _token_text(value: object) -> str | None:
@@ -81,6 +97,7 @@ class Tokenizer:
         Raises:
             ModelLoadError: tokenizer.json is missing.
             CorruptFileError: a file cannot be parsed.
+            UnsupportedFormatError: a prefix of parts of words, which no model here has.
         """
         where = files.where("tokenizer.json")
         text = files.read_text("tokenizer.json")
@@ -89,10 +106,7 @@ class Tokenizer:
                 f"{where} does not exist; save the tokenizer in the fast format "
                 "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
             )
-        try:
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise CorruptFileError(f"{where} is not a tokenizer: {error}") from error
+        backend = _read_backend(text, where)
         settings = files.read_json("tokenizer_config.json") or {}
         mapped = files.read_json("special_tokens_map.json") or {}
         specials = {
@@ -189,6 +203,42 @@ class Tokenizer:
             return None
         found: int | None = self._backend.token_to_id(token)
         return found
+
+
+def _read_backend(text: str, where: str) -> tokenizers.Tokenizer:
+    """Return a tokenizer that takes texts whole and has read one: some files fail only then.
+
+    Raises:
+        As `Tokenizer.from_files`.
+    """
+    _require_no_prefix(text, where)
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+        # Left over from training, where texts were cut or filled up to one length.
+        backend.no_truncation()
+        backend.no_padding()
+        with suppress(Exception):  # such as a character that it has no token for
+            backend.decode(backend.encode(_PROBE).ids)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library's panics are no Exception
+        raise CorruptFileError(f"{where} is not a tokenizer: {error}") from error
+    return backend
+
+
+def _require_no_prefix(text: str, where: str) -> None:
+    """Refuse merges of parts with a prefix: where one lacks it, the library ends the process."""
+    if not any(pattern.search(text) for pattern in _MAY_PREFIX):
+        return
+    try:
+        model = json.loads(text)["model"]
+        prefix = model.get("continuing_subword_prefix") if model.get("merges") else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return  # no tokenizer, which the library finds too
+    if prefix:
+        raise UnsupportedFormatError(
+            f"{where}: continuing_subword_prefix is {str(prefix)[:40]!r}; supported is none"
+        )
 
 
 def _find_byte_tokens(backend: tokenizers.Tokenizer) -> frozenset[int]:

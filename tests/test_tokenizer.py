@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from support import byte_level
 from tokenizers import decoders, models, processors
 
-from ryzanstein import CorruptFileError, ModelLoadError, ValidationError
+from ryzanstein import (
+    CorruptFileError,
+    ModelLoadError,
+    UnsupportedFormatError,
+    ValidationError,
+)
 from ryzanstein.loaders.hub import EMBEDDED_MODEL
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.tokenizer import Detokenizer, Tokenizer
@@ -226,4 +231,64 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_damaged_file(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CorruptFileError, match=r"tokenizer\.json is not a tokenizer: "):
+        Tokenizer.from_files(open_files(tmp_path))
+
+
+def saved(path: Path, model: dict[str, Any] | None = None, **parts: object) -> Path:
+    """Write tokenizer.json of a tokenizer of two letters, with parts of it replaced."""
+    vocabulary = {"a": 0, "\u00e9": 1, "a\u00e9": 2}
+    content = json.loads(tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[])).to_str())
+    content |= parts
+    content["model"] |= model or {}
+    (path / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
+    return path
+
+
+def test_texts_are_neither_cut_nor_filled_up(tmp_path: Path) -> None:
+    """tokenizer.json may still say how long the texts of the training were."""
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": 8},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 1,
+        "pad_type_id": 0,
+        "pad_token": "x",
+    }
+    files = open_files(saved(tmp_path, truncation=truncation, padding=padding))
+    assert Tokenizer.from_files(files).encode("aaaa") == [0, 0, 0, 0]
+
+
+def _template(special: str, sequence: str) -> dict[str, object]:
+    begin = {"SpecialToken": {"id": special, "type_id": 0}}
+    text = {"Sequence": {"id": sequence, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, text] if special else [text],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {},
+    }
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"post_processor": _template("<s>", "A")},
+        {"post_processor": _template("", "B")},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    ],
+)
+def test_panics_of_the_library_are_errors(parts: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CorruptFileError, match=r"tokenizer\.json is not a tokenizer: "):
+        Tokenizer.from_files(open_files(saved(tmp_path, **parts)))
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_prefixes_that_would_end_the_process(escaped: bool, tmp_path: Path) -> None:
+    model = {"continuing_subword_prefix": "#", "merges": [["a", "\u00e9"]]}
+    path = saved(tmp_path, model) / "tokenizer.json"
+    if escaped:
+        path.write_text(path.read_text().replace("_subword", "\\u005fsubword"))
+    with pytest.raises(UnsupportedFormatError, match=r"json: continuing_subword_prefix is '#'"):
         Tokenizer.from_files(open_files(tmp_path))

@@ -64,6 +64,7 @@ _SANDWICH_NAMES = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 ROPE_FACTORS = "rope_freqs.weight"
+_YARN_FACTORS = ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier")
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -272,25 +273,40 @@ def _rope(file: GgufFile, metadata: _Metadata, head_dim: Any) -> dict[str, Any]:
     rotated = metadata.value("rope.dimension_count", head_dim)
     if type(rotated) is int and type(head_dim) is int and rotated != head_dim > 0:
         config["partial_rotary_factor"] = rotated / head_dim
-    kind = metadata.value("rope.scaling.type", "none")
+    factor = metadata.value("rope.scaling.factor", metadata.value("rope.scale_linear"))
+    # A factor alone stretches all frequencies, as in llama.cpp: early files name no kind.
+    kind = metadata.value("rope.scaling.type", "linear" if factor else "none")
     if kind == "longrope":
         raise UnsupportedFormatError(
             f"{file.path}: rope.scaling.type is longrope, whose factors are read from config.json "
             "only; use the model's Hugging Face directory"
         )
     if kind != "none":
+        _require_plain_yarn(metadata)
         config["rope_scaling"] = {
             "rope_type": kind,
-            "factor": metadata.required("rope.scaling.factor"),
+            "factor": metadata.required("rope.scaling.factor") if factor is None else factor,
             "original_max_position_embeddings": metadata.value(
                 "rope.scaling.original_context_length"
             ),
+            "beta_fast": metadata.value("rope.scaling.yarn_beta_fast"),
+            "beta_slow": metadata.value("rope.scaling.yarn_beta_slow"),
         }
     if ROPE_FACTORS in file:
         original = metadata.value("rope.scaling.original_context_length")
         is_count = type(original) is int and 0 < original <= _MAX_CONTEXT
         config["rope_scaling"] = _llama3_scaling(file, theta, original if is_count else None)
     return config
+
+
+def _require_plain_yarn(metadata: _Metadata) -> None:
+    """Refuse what llama.cpp multiplies into yarn: config.json's attention_factor replaces it."""
+    for key in _YARN_FACTORS:
+        if metadata.value(f"rope.scaling.{key}") is not None:
+            raise UnsupportedFormatError(
+                f"{metadata.path}: rope.scaling.{key} is not supported; use the model's Hugging "
+                "Face directory"
+            )
 
 
 def _llama3_scaling(file: GgufFile, theta: Any, original: int | None) -> dict[str, Any]:

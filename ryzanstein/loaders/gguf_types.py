@@ -188,7 +188,8 @@ def _low_trits(data: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
 def _i2_s(data: NDArray[np.uint8], columns: int, begin: int, end: int) -> Decoded:
     """For every 128 weights 32 bytes of codes 32 apart, the first in the highest bits.
 
-    Blocks run through the whole tensor, whatever its rows; one float32 scale follows them.
+    Blocks run through the whole tensor, whatever its rows; one float32 scale follows them. Other
+    builds of bitnet.cpp order the same codes differently, of which nothing in a file tells.
     """
     first, last = begin * columns // 128, -(-end * columns // 128)
     blocks = data[32 * first : 32 * last].reshape(-1, 1, 32)
@@ -196,8 +197,8 @@ def _i2_s(data: NDArray[np.uint8], columns: int, begin: int, end: int) -> Decode
     values = values[begin * columns - 128 * first :][: (end - begin) * columns]
     if values.max(initial=0) > 2:
         raise UnsupportedFormatError(
-            "it holds code 3, which I2_S of x86 never has: the file is damaged, or was made for "
-            "another processor in a layout that it does not name. Get the x86 file"
+            "it holds code 3, which I2_S never has: the file is damaged, or its layout is another "
+            "than that of x86. Get the file made on x86, or the model's Hugging Face directory"
         )
     scale = data[-32:-28].view("<f4").astype(np.float32)
     return _codes(values, end - begin), np.repeat(scale, end - begin)[:, None]
@@ -255,6 +256,7 @@ _NUMBERS: dict[int, tuple[str, ...]] = {
 }
 # Numbers that are known and not supported, and what to do.
 _REFUSED = {
+    37: "I8_S of bitnet.cpp, which is of activations",
     38: "TL1 of bitnet.cpp, whose layout depends on a file of its own",
     39: "TL2 of bitnet.cpp, whose layout depends on a file of its own, or MXFP4",
     335: "IQ2_BN_R4 of ik_llama.cpp, which interleaves four rows; use IQ2_BN",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ryzanstein.errors import UnsupportedFormatError
 
-__all__ = ["PreTokenizer", "pre_tokenizer", "rule_name"]
+__all__ = ["PreTokenizer", "known_rules", "pre_tokenizer", "rule_name"]
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -113,6 +113,11 @@ _RULES = {
 }
 
 
+def known_rules() -> list[str]:
+    """Return the names of all rules."""
+    return sorted(_RULES)
+
+
 def pre_tokenizer(name: str) -> PreTokenizer:
     """Return the rule of a name.
 
@@ -121,9 +126,8 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     """
     rule = _RULES.get(name)
     if rule is None:
-        known = ", ".join(sorted(_RULES))
         raise UnsupportedFormatError(
-            f"the pre-tokenizer {name!r} is not supported; supported are {known}"
+            f"the pre-tokenizer {name!r} is not supported; supported are {', '.join(known_rules())}"
         )
     return rule
 

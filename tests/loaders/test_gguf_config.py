@@ -210,6 +210,32 @@ def test_rope(tmp_path: Path) -> None:
     assert "rope_scaling" not in read(tmp_path, none)
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_rope_factor_of_no_kind_is_linear(key: str, tmp_path: Path) -> None:
+    """Early files name no kind, the first ones not even the factor as later ones do."""
+    scaling = read(tmp_path, content("llama", {key: 4.0}))["rope_scaling"]
+    assert (scaling["rope_type"], scaling["factor"]) == ("linear", 4.0)
+    off = read(tmp_path, content("llama", {key: 0.0}))
+    assert "rope_scaling" not in off
+
+
+def test_yarn(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+    given = yarn | {"yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}
+    found = read(tmp_path, content("qwen2", {f"rope.scaling.{k}": v for k, v in given.items()}))
+    assert found["rope_scaling"] == {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+    }
+    for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"):
+        more = {f"rope.scaling.{k}": v for k, v in (yarn | {key: 1.5}).items()}
+        with pytest.raises(UnsupportedFormatError, match=rf"rope\.scaling\.{key} is not supported"):
+            read(tmp_path, content("qwen2", more))
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llama3_scaling_is_found_again(factor: float, tmp_path: Path) -> None:
     """The divisors as llama.cpp's converter computes them from config.json."""

@@ -49,6 +49,7 @@ class Hub:
     repositories: dict[str, dict[str, dict[str, bytes]]]
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
+    tokens: set[str | None] = field(default_factory=set)
     cut_at: int | None = None  # bytes after which the next file's connection breaks
 
 
@@ -60,6 +61,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.hub.asked.append((self.command, path, self.headers.get("Range", "")))
+        self.hub.tokens.add(self.headers.get("Authorization"))
         parts = path.strip("/").split("/")
         is_api = parts[:2] == ["api", "models"]
         repo = "/".join(parts[2:4] if is_api else parts[:2])
@@ -239,6 +241,12 @@ def test_revisions() -> None:
     assert resolve_model(f"org/name@{OLD}").name == OLD
     with pytest.raises(ModelLoadError, match=r"org/name has no revision 'v9'"):
         resolve_model("org/name@v9")
+
+
+def test_a_token_is_shown_with_every_request(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    resolve_model("org/name")
+    assert server.tokens == {"Bearer hf_mine"}
 
 
 def test_a_broken_download_goes_on(

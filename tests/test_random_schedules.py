@@ -71,6 +71,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "mirostat": {"mirostat": 2, "mirostat_tau": 3.0},
     "stops": {"top_k": 30, "stop_token_ids": list(range(9)), "min_tokens": 6},
     "processor": {"top_k": 30, "logits_processor": avoid_repeats},
+    "scored": {"temperature": 0, "prompt_logprobs": 1, "logprobs": 1},
     "shift": {"temperature": 0, "context_shift": 8, "logprobs": 1},
     "regex": {"regex": PATTERN, "logprobs": 1},
     "regex, greedy": {"regex": PATTERN, "temperature": 0},
@@ -116,6 +117,7 @@ class Alone:
 
     tokens: list[int]
     logprobs: list[TokenLogprob]
+    prompt_logprobs: list[TokenLogprob | None]
     reason: FinishReason | None
 
 
@@ -130,7 +132,7 @@ def alone(kind: Kind, isa: str, kv_dtype: KVDtype) -> Alone:
     model = decoder(isa, 1)
     engine = tiny_engine(model, prefix_cache=False, kv_dtype=kv_dtype, rope_limits=ROPE_LIMITS)
     (tokens,) = finish(engine, [sequence])
-    return Alone(tokens, sequence.logprobs, sequence.finish_reason)
+    return Alone(tokens, sequence.logprobs, sequence.prompt_logprobs, sequence.finish_reason)
 
 
 kinds = st.builds(
@@ -323,6 +325,9 @@ def test_whatever_happens_each_request_is_as_if_alone(
         tokens = sequence.generated.tolist()
         assert tokens == expected.tokens[: len(tokens)]
         assert sequence.logprobs == expected.logprobs[: len(tokens)]
+        scored = len(sequence.prompt_logprobs)
+        assert sequence.prompt_logprobs == expected.prompt_logprobs[:scored]
         if sequence.finish_reason != "cancelled":
             assert len(tokens) == len(expected.tokens)
+            assert scored == len(expected.prompt_logprobs)
             assert sequence.finish_reason == expected.reason

@@ -254,11 +254,12 @@ class Sequence:
     def num_logit_rows(self, n: int) -> int:
         """Return how many of the next `n` tokens want logits, which are the last ones.
 
-        That is the last of all, and those that come before a token of the prompt to be scored.
+        That is the last of all, and those that come before a token of the prompt to be scored. A
+        prompt that is computed again, as after a preemption, has none before it gets further.
         """
         end = self.num_computed + n
         if self.is_scoring:
-            return end - max(self.num_computed, len(self.prompt_logprobs) - 1)
+            return max(0, end - max(self.num_computed, len(self.prompt_logprobs) - 1))
         return int(end == self.num_context)
 
     def known(self, draft: ABCSequence[int]) -> I32Array | None:

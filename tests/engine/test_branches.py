@@ -307,6 +307,25 @@ def test_prompt_logprobs_do_not_depend_on_the_schedule(options: dict[str, Any], 
         assert sequences[0].prompt_logprobs == expected[0].prompt_logprobs
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_prompt_preempted_while_it_is_scored_goes_on_where_it_was(steps: int) -> None:
+    prompt = random_tokens(6, 140)
+    params: dict[str, Any] = {"temperature": 0, "logprobs": 1, "prompt_logprobs": 2}
+    expected = make_sequence(prompt, 3, **params)
+    finish(tiny_engine(MODEL), [expected])
+    engine = tiny_engine(MODEL, token_budget=32)
+    sequence = make_sequence(prompt, 3, **params)
+    engine.add(sequence)
+    for _ in range(steps):
+        engine.step()
+    engine.scheduler.make_room(engine.blocks.num_blocks)
+    assert sequence.num_computed == 0
+    while engine.scheduler.has_work:
+        engine.step()
+    assert sequence.prompt_logprobs == expected.prompt_logprobs
+    assert sequence.logprobs == expected.logprobs
+
+
 def test_how_many_may_be_asked_for() -> None:
     with pytest.raises(ValidationError, match="temperature 0 draws one text only"):
         make_sequence(PROMPT, 3, temperature=0, n=2)

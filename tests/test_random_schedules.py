@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from support import (
     END_TOKEN,
     Guesses,
+    SteadyTimes,
     TinyModel,
     draft_with,
     finish,
@@ -32,7 +33,6 @@ from support import (
 
 from ryzanstein import SamplingParams, _core
 from ryzanstein.engine.sequence import Sequence
-from ryzanstein.engine.step_times import StepTimes
 from ryzanstein.speculative.draft_model import DraftModelProposer
 from ryzanstein.speculative.drafter import PROPOSERS
 
@@ -203,13 +203,6 @@ class FusedSampler:
     def sample(self, *arguments: Any) -> int:
         self._fuse.pass_by("while drawing")
         return self._sampler.sample(*arguments)
-
-
-class SteadyTimes(StepTimes):
-    """The clock decides how prompts are cut; here nothing but the schedule does."""
-
-    def record(self, num_tokens: int, seconds: float) -> None:
-        super().record(num_tokens, 1.0 + 0.01 * num_tokens)
 
 
 class World:

@@ -192,15 +192,16 @@ class BlockManager:
         """
         self._require_live(table)
         check_integer("num_tokens", num_tokens, 0, table.num_tokens)
-        keep = self.blocks_for(num_tokens)
-        table.num_shared = min(table.num_shared, num_tokens // self.block_tokens)
-        while len(table.block_ids) > keep:
-            self._release(table.block_ids.pop())
-        table.num_tokens = num_tokens
+        self._cut(table, num_tokens)
 
     def free(self, table: BlockTable) -> None:
-        """Give back every page of the table; it may not be used again."""
-        self.truncate(table, 0)
+        """Give back every page of the table; it may not be used again.
+
+        Raises:
+            ValidationError: it was freed.
+        """
+        self._require_live(table)
+        self._cut(table, 0)
         del self._tables[id(table)]
 
     def check(self) -> None:
@@ -234,6 +235,13 @@ class BlockManager:
     def _require_live(self, table: BlockTable) -> None:
         if id(table) not in self._tables:
             raise ValidationError("the block table was freed, or belongs to another manager")
+
+    def _cut(self, table: BlockTable, num_tokens: int) -> None:
+        keep = self.blocks_for(num_tokens)
+        table.num_shared = min(table.num_shared, num_tokens // self.block_tokens)
+        while len(table.block_ids) > keep:
+            self._release(table.block_ids.pop())
+        table.num_tokens = num_tokens
 
     def _last_is_shared(self, table: BlockTable) -> bool:
         if table.num_tokens % self.block_tokens == 0:

@@ -130,7 +130,11 @@ class Engine:
 
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not, and free its pages."""
-        self.scheduler.release(sequence)
+        try:
+            self.scheduler.release(sequence)
+        except BaseException:
+            self.scheduler.rollback()
+            raise
 
     def save_prefixes(self, path: Path) -> int:
         """Write every cached page to a file and return how many there are.
@@ -199,7 +203,11 @@ class Engine:
             raise ContextLengthError(
                 f"{len(token_ids)} tokens do not fit in a context of {self.config.context_length}"
             )
-        self.scheduler.make_room(self.blocks.blocks_for(len(token_ids)))
+        try:
+            self.scheduler.make_room(self.blocks.blocks_for(len(token_ids)))
+        except BaseException:
+            self.scheduler.rollback()
+            raise
         table = self.blocks.allocate()
         start, n = 0, 1
         try:
@@ -288,11 +296,11 @@ class Engine:
         followed = [fork for fork, _ in beams.forks]
         for sequence in [s for s in self.scheduler.held if s.beams is beams]:
             if sequence not in followed:
-                self.release(sequence)
+                self.scheduler.release(sequence)
 
     def _share_pages(self, fork: Sequence, origin: Sequence, num_tokens: int) -> None:
         """Let a sequence begin with the pages of another's first `num_tokens` tokens."""
-        self.release(fork)  # what an interrupt left half done
+        self.scheduler.release(fork)  # what an interrupt left half done
         if origin.table is not None:
             fork.table = self.blocks.fork(origin.table)
             self.blocks.truncate(fork.table, num_tokens)

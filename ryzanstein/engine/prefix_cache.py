@@ -162,11 +162,12 @@ class PrefixCache:
         if known is not None:
             return known if known.holds(chain, parent) else None
         page = CachedPage(key, chain.namespace, chain.tokens(depth), parent, block_id, depth)
-        self._pages[key] = page
         self._evicted.pop(key, None)
+        self._policy.used(page)
+        # Last, with no call behind: after an interrupt before this nobody finds the page.
         if parent is not None:
             parent.num_children += 1
-        self._policy.used(page)
+        self._pages[key] = page
         return page
 
     def hit(self, page: CachedPage) -> None:

@@ -127,7 +127,8 @@ class Scheduler:
         for sequence in [s for s in self.running if s.is_finished]:
             self.release(sequence)
         for sequence in [s for s in self.running if s.is_held]:
-            self.held.append(sequence)
+            if sequence not in self.held:  # an interrupt may have come between these
+                self.held.append(sequence)
             self.running.remove(sequence)
 
     def shift(self) -> list[Sequence]:
@@ -137,10 +138,7 @@ class Scheduler:
         """
         full = [s for s in self.running + self.waiting if not (s.room or s.is_finished)]
         for sequence in full:
-            self._free(sequence)
-            if sequence in self.running:
-                self.running.remove(sequence)
-                self._wait(sequence)
+            self._preempt(sequence)
             sequence.shift()
         return full
 
@@ -151,17 +149,21 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its pages."""
+        self._free(sequence)  # first: an interrupt leaves no pages to nobody
         for queue in (self.running, self.waiting, self.held):
             if sequence in queue:
                 queue.remove(sequence)
-        self._free(sequence)
 
     def rollback(self) -> None:
         """Forget reservations of a step that did not complete.
 
         A last page that is not full is given up with them: it may be the target of a copy that was
-        never made. Its tokens are computed again.
+        never made. Its tokens are computed again. A sequence that was changing queues, and is in
+        both, waits; so does one that was losing its pages.
         """
+        self.running = [sequence for sequence in self.running if sequence not in self.waiting]
+        for sequence in [s for s in self.running if s.table is None and not s.is_finished]:
+            self._preempt(sequence)
         for sequence in self.running:
             if sequence.table is not None and sequence.table.num_tokens > sequence.num_computed:
                 sequence.num_computed -= sequence.num_computed % self._blocks.block_tokens
@@ -202,8 +204,8 @@ class Scheduler:
                 self._blocks.attach(sequence.table, prefix)
                 sequence.num_computed = sequence.table.num_tokens
             sequence.mark_admitted(prefix)
-            self.waiting.remove(sequence)
             self.running.append(sequence)
+            self.waiting.remove(sequence)
             n = self._chunk(sequence, budget)
             shares.append((sequence, n))
             budget = 0 if n < sequence.num_pending else budget - n
@@ -290,17 +292,24 @@ class Scheduler:
 
     def _preempt_last(self, but: Sequence | None = None) -> Sequence:
         victim = max(self._holders(but), key=lambda sequence: sequence.arrival)
-        self._free(victim)
-        if victim in self.running:
-            self.running.remove(victim)
-            self._wait(victim)
+        self._preempt(victim)
         return victim
+
+    def _preempt(self, sequence: Sequence) -> None:
+        # It waits before it runs no longer: an interrupt between these would lose it.
+        if sequence in self.running:
+            self._wait(sequence)
+            self.running.remove(sequence)
+        self._free(sequence)
 
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
 
     def _free(self, sequence: Sequence) -> None:
-        if sequence.table is not None:
-            self._blocks.free(sequence.table)
-            sequence.table = None
+        table = sequence.table
+        if table is not None:
+            # Whatever an interrupt leaves can be freed again, and nothing in it counts.
             sequence.num_computed = 0
+            self._blocks.truncate(table, 0)
+            sequence.table = None
+            self._blocks.free(table)

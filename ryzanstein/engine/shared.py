@@ -149,10 +149,10 @@ class SharedEngine:
 
     def _forget_released(self) -> None:
         while self._released:
-            request = self._released.popleft()
             if self._engine is not None:
-                for sequence in request.sequences:
+                for sequence in self._released[0].sequences:
                     self._engine.release(sequence)
+            self._released.popleft()  # last: an interrupted one is forgotten again
 
     def _live(self) -> Engine:
         if self._engine is None:

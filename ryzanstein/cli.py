@@ -420,12 +420,17 @@ def _stats_line(completion: Completion) -> str:
     timings = completion.timings
     rate = timings.decode_tokens_per_s
     drafted, accepted = timings.drafted_tokens, timings.accepted_tokens
+    gain_ms = timings.speculation_gain_s * 1000
     return ", ".join(
         (
             f"{completion.usage.completion_tokens} tokens",
             f"first token {timings.time_to_first_token_s * 1000:.0f} ms",
             "- tok/s" if rate is None else f"{rate:.1f} tok/s",
-            *([f"{accepted} of {drafted} guesses right"] if drafted else []),
+            *(
+                [f"{accepted} of {drafted} guesses right ({gain_ms:+.0f} ms gained)"]
+                if drafted
+                else []
+            ),
             f"peak memory {peak_resident_bytes() / 1e9:.2f} GB",
         )
     )

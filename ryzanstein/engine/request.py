@@ -94,6 +94,8 @@ class Request:
             total_s=last - self._created,
             drafted_tokens=sum(drafter.num_drafted for drafter in drafters),
             accepted_tokens=sum(drafter.num_accepted for drafter in drafters),
+            speculation_saved_s=sum(drafter.saved_seconds for drafter in drafters),
+            speculation_cost_s=sum(drafter.cost_seconds for drafter in drafters),
         )
 
 

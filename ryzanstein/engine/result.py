@@ -74,6 +74,8 @@ class Timings:
         total_s: from the request to its last token.
         drafted_tokens: guesses that speculative decoding had checked.
         accepted_tokens: those that were right: each saved a step.
+        speculation_saved_s: what these steps would have taken, beside whatever else ran.
+        speculation_cost_s: what making guesses took, and checking them added to steps.
     """
 
     time_to_first_token_s: float
@@ -82,6 +84,18 @@ class Timings:
     total_s: float
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    speculation_saved_s: float = 0.0
+    speculation_cost_s: float = 0.0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Return the share of the guesses checked that were right; None if none was checked."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
+
+    @property
+    def speculation_gain_s(self) -> float:
+        """Return the time that guessing saved on balance; below 0, it was lost."""
+        return self.speculation_saved_s - self.speculation_cost_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class DraftLength:
     """
 
     def __init__(self, step_seconds: StepSeconds) -> None:
-        self._step_seconds = step_seconds
+        self.step_seconds = step_seconds
         self._records: dict[int, _Record] = {}
 
     def choose(self, draft: Draft, step_tokens: int, guess_seconds: float = 0.0) -> int:
@@ -70,7 +70,7 @@ class DraftLength:
         """
         if not draft.token_ids:
             return 0
-        base_seconds = self._step_seconds(step_tokens)
+        base_seconds = self.step_seconds(step_tokens)
         if base_seconds == 0.0:  # no step was measured yet
             return 0
         record = self._record(draft.evidence)
@@ -80,7 +80,7 @@ class DraftLength:
         for n, claimed in enumerate(draft.probabilities, 1):
             reach *= min(_MOST_SURE, rate * claimed)
             expected += reach
-            seconds = self._step_seconds(step_tokens + n) + n * guess_seconds
+            seconds = self.step_seconds(step_tokens + n) + n * guess_seconds
             if expected > best_rate * seconds:
                 best, best_rate = n, expected / seconds
         if best == 0:

@@ -96,6 +96,18 @@ def test_drafts_that_are_not_worth_it_are_made_ever_more_rarely() -> None:
     assert 5 < sum(asked) < 20
 
 
+def test_gain_and_cost_are_read_off_the_step_times() -> None:
+    proposer = Guesses(np.arange(1000, dtype=np.int32), 1.0)
+    drafter = Drafter(proposer, DraftLength(lambda n: 10.0 + 0.0625 * n))
+    tokens = np.arange(20, dtype=np.int32)
+    assert len(drafter.draft(tokens, 4, 3)) == 4
+    making = drafter.cost_seconds
+    assert 0.0 < making < 1.0
+    drafter.learn(accepted=3)
+    assert drafter.saved_seconds == 3 * 10.1875
+    assert drafter.cost_seconds == pytest.approx(making + 4 * 0.0625)
+
+
 def test_right_guesses_save_their_steps(model: TinyModel) -> None:
     _, expected = drawn(model, "greedy", None)
     sequence = make_sequence(PROMPT, 60, temperature=0)
@@ -207,6 +219,8 @@ def test_the_embedded_model_says_the_same(source: str) -> None:
                     assert (a.text, a.token_ids, a.logprobs) == (b.text, b.token_ids, b.logprobs)
                     assert a.finish_reason == b.finish_reason
                     assert b.timings.drafted_tokens == 0
+                    assert b.timings.acceptance is None
+                    assert b.timings.speculation_gain_s == 0
                     assert 0 <= a.timings.accepted_tokens <= a.timings.drafted_tokens
 
 
@@ -221,7 +235,12 @@ def test_a_text_that_repeats_itself_is_guessed(source: str) -> None:
     completion = pieces[-1].completion
     assert completion is not None
     assert completion.token_ids == expected.token_ids
-    assert completion.timings.accepted_tokens > 10
+    timings = completion.timings
+    assert timings.accepted_tokens > 10
+    assert timings.acceptance == timings.accepted_tokens / timings.drafted_tokens
+    saved, cost = timings.speculation_saved_s, timings.speculation_cost_s
+    assert min(saved, cost) > 0
+    assert timings.speculation_gain_s == saved - cost
 
 
 def test_a_draft_model_has_the_same_tokens(tmp_path: Path) -> None:

@@ -188,19 +188,20 @@ class LLM:
         plan = dataclasses.replace(
             plan, prefix_cache=prefix_cache, eviction=eviction, scheduling=scheduling
         )
-        identity = f"{files.open_weights().identity()} {self.config} {weights} {self.isa}"
+        identity = {"model": str(files.open_weights().identity()), "weights": weights}
         self._engine = self._start(loaded, plan, identity, make_proposer)
 
     def _start(
         self,
         loaded: LoadedModel,
         plan: EngineConfig,
-        identity: str,
+        identity: Mapping[str, str],
         make_proposer: MakeProposer | None,
     ) -> SharedEngine:
         config = self.config
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
         cache = _core.PagedCache(*shape, plan.num_blocks, plan.kv_dtype)
+        identity = {**identity, "configuration": str(config), "tier": self.isa}
         return SharedEngine(Engine(loaded.decoder, cache, plan, identity, make_proposer))
 
     def _proposers(self, speculative: object) -> MakeProposer | None:
@@ -433,7 +434,8 @@ class LLM:
         Raises:
             ModelLoadError: there is no such file.
             CorruptFileError: it is damaged.
-            ValidationError: another model, configuration, KV format or tier computed it.
+            ValidationError: another model, configuration, kind of weights, KV format or tier
+                computed it; says which.
         """
         return self._engine.load_prefixes(Path(path))
 

@@ -21,7 +21,7 @@ from ryzanstein.speculative.draft_length import DraftLength
 from ryzanstein.speculative.drafter import Drafter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from collections.abc import Sequence as ABCSequence
     from pathlib import Path
 
@@ -36,6 +36,10 @@ __all__ = ["Engine"]
 _LOGITS_BYTES_PER_STEP = 64 << 20
 
 
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 class Engine:
     """Sequences, pages and a decoder. One thread at a time.
 
@@ -43,7 +47,7 @@ class Engine:
         decoder: computes.
         cache: holds the pages.
         config: the limits.
-        identity: what else determines keys and values: the model, its rope, the tier.
+        identity: what else determines keys and values, by name: the model, its rope, the tier.
         make_proposer: what guesses at a sequence's next tokens; None guesses nothing.
 
     Example:
@@ -58,7 +62,7 @@ class Engine:
         decoder: _core.Decoder,
         cache: _core.PagedCache,
         config: EngineConfig,
-        identity: str = "",
+        identity: Mapping[str, str] | None = None,
         make_proposer: MakeProposer | None = None,
     ) -> None:
         self.config = config
@@ -69,8 +73,9 @@ class Engine:
         self.blocks = BlockManager(cache.num_blocks, _core.PAGE_TOKENS, self.prefixes)
         self.scheduler = Scheduler(self.blocks, config)
         self.step_times = StepTimes(_core.PAGE_TOKENS, config.token_budget)
-        text = f"{identity} {config.kv_dtype} {_core.PAGE_TOKENS}"
-        self.fingerprint = hashlib.sha256(text.encode()).digest()
+        parts = {**(identity or {}), "KV format": f"{config.kv_dtype} {_core.PAGE_TOKENS}"}
+        self._fingerprints = {name: _hash(part).hex() for name, part in parts.items()}
+        self.fingerprint = _hash(str(self._fingerprints))
         self.decoder = decoder
         self._make_proposer = make_proposer
         self._cache = cache
@@ -155,7 +160,7 @@ class Engine:
         ]
         write_prefix_file(
             path,
-            self.fingerprint.hex(),
+            self._fingerprints,
             stored,
             lambda i: self._cache.store_block(pages[i].block_id),
         )
@@ -169,7 +174,7 @@ class Engine:
         """
         if self.prefixes is None:
             return 0
-        file = PrefixFile(path, self.fingerprint.hex())
+        file = PrefixFile(path, self._fingerprints)
         known = len(self.prefixes)
         for leaf in file.leaves():
             indices = file.path_to(leaf)

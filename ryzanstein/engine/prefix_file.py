@@ -2,8 +2,9 @@
 
 Layout: a magic with the version, the length of a header in JSON (u64, little-endian), its CRC-32
 (u32), the header, and from the next multiple of 64 bytes on the pages as the cache stores them, one
-after the other. The header has the fingerprint of what computed the pages, and of each page the one
-before it, its tokens, the salt and a CRC-32. Pages are mapped and copied one at a time.
+after the other. The header has fingerprints of all that computed the pages, by name, and of each
+page the one before it, its tokens, the salt and a CRC-32. Pages are mapped and copied one at a
+time.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import numpy as np
 from ryzanstein.errors import CorruptFileError, ModelLoadError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from ryzanstein._core import U8Array
 
 __all__ = ["PrefixFile", "StoredPage", "write_prefix_file"]
 
-_MAGIC = b"RYZKV\x00\x00\x02"
+_MAGIC = b"RYZKV\x00\x00\x03"
 _PREAMBLE_BYTES = len(_MAGIC) + 8 + 4
 _ALIGNMENT = 64
 
@@ -49,7 +50,10 @@ class StoredPage:
 
 
 def write_prefix_file(
-    path: Path, fingerprint: str, pages: Sequence[StoredPage], read: Callable[[int], U8Array]
+    path: Path,
+    fingerprints: Mapping[str, str],
+    pages: Sequence[StoredPage],
+    read: Callable[[int], U8Array],
 ) -> None:
     """Write pages, of which `read` returns the bytes by index, twice the same.
 
@@ -59,7 +63,7 @@ def write_prefix_file(
         ModelLoadError: it cannot be written.
     """
     header = {
-        "fingerprint": fingerprint,
+        "fingerprints": dict(fingerprints),
         "page_bytes": len(read(0)) if pages else 0,
         "pages": [asdict(page) for page in pages],
         "crcs": [_crc(read(index)) for index in range(len(pages))],
@@ -88,15 +92,15 @@ class PrefixFile:
 
     Args:
         path: the file.
-        fingerprint: of what would use the pages.
+        fingerprints: of what would use the pages, by name.
 
     Raises:
         ModelLoadError: there is no such file, or it cannot be read.
         CorruptFileError: it is damaged or no such file.
-        ValidationError: another model, configuration, KV format or tier made it.
+        ValidationError: something else made it; says what differs.
     """
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path, fingerprints: Mapping[str, str]) -> None:
         self._path = path
         try:
             self._bytes: U8Array = np.memmap(path, np.uint8, "r")
@@ -112,9 +116,11 @@ class PrefixFile:
         if zlib.crc32(text) != int.from_bytes(preamble[-4:], "little"):
             raise CorruptFileError(f"{path}: its header is damaged")
         header = json.loads(text)
-        if header["fingerprint"] != fingerprint:
+        theirs = header["fingerprints"]
+        others = [name for name in fingerprints if theirs.get(name) != fingerprints[name]]
+        if others:
             raise ValidationError(
-                f"{path} was computed by another model, configuration, KV format or tier; "
+                f"{path} was computed with another {' and another '.join(others)}; "
                 "its pages would not be what this one computes"
             )
         self.pages = [StoredPage(**page) for page in header["pages"]]

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import finish, make_sequence, random_tokens, tiny_decoder, tiny_engine
+from support import copy_embedded, finish, make_sequence, random_tokens, tiny_decoder, tiny_engine
 
-from ryzanstein import LLM, CorruptFileError, ModelLoadError, SamplingParams, ValidationError
+from ryzanstein import (
+    LLM,
+    CorruptFileError,
+    ModelLoadError,
+    SamplingParams,
+    ValidationError,
+    _core,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,8 +120,17 @@ def test_another_engine_is_refused(tmp_path: Path) -> None:
         warm = llm.generate(prompt, params)
         assert warm.usage.cached_tokens == 64
         assert warm.token_ids == expected.token_ids
-    with (
-        LLM(threads=1, context_length=256, kv_dtype="int8") as llm,
-        pytest.raises(ValidationError, match="another model, configuration, KV format or tier"),
-    ):
-        llm.load_prefixes(path)
+    others: dict[str, dict[str, Any]] = {
+        "KV format": {"kv_dtype": "int8"},
+        "configuration": {"attention_window": 32, "attention_sinks": 4},
+        "model": {"model": copy_embedded(tmp_path / "copy")},
+    }
+    for isa in set(_core.available_isas()) - {llm.isa}:
+        others["tier"] = {"isa": isa}
+        others["tier and another KV format"] = {"isa": isa, "kv_dtype": "f32"}
+    for what, options in others.items():
+        with (
+            LLM(threads=1, context_length=256, **options) as llm,
+            pytest.raises(ValidationError, match=f"computed with another {what};"),
+        ):
+            llm.load_prefixes(path)

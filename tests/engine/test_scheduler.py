@@ -87,6 +87,24 @@ def test_admission_counts_pages_promised_to_running_prompts() -> None:
     assert len(scheduler.waiting) == 1
 
 
+@pytest.mark.parametrize(("num_pages", "admitted"), [(296, False), (295, True)])
+def test_admission_leaves_a_share_of_the_pool_to_those_who_run(
+    num_pages: int, admitted: bool
+) -> None:
+    scheduler, _ = make(num_blocks=300, context_length=1200)
+    scheduler.add(request(PAGE, PAGE))
+    execute(scheduler, scheduler.schedule())  # has a page and is promised the next
+    arriving = request(num_pages * PAGE - 1)
+    scheduler.add(arriving)
+    scheduler.schedule()
+    assert (arriving in scheduler.running) == admitted
+    for sequence in [*scheduler.running]:
+        scheduler.release(sequence)
+    if not admitted:
+        scheduler.schedule()
+        assert arriving in scheduler.running, "alone it may take all"
+
+
 def test_the_latest_gives_way_when_pages_run_out() -> None:
     scheduler, blocks = make(num_blocks=4)
     first, second = request(8, 8), request(8, 8)

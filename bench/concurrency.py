@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from rich.progress import Progress
 
 from bench.concurrency_report import Run, compare, make_table, save_chart, to_markdown
 from bench.concurrency_traces import TRACES, WARM_UP
+from bench.contest import let_threads_park
 from bench.peers import Worker, describe_session, ensure_checkpoint, ensure_gguf
 from bench.shapes import PRESETS, default_directory
 from ryzanstein import _core
@@ -42,12 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# Idle threads spin for some milliseconds before they park; the next engine must not compete.
-_PARK_S = 0.1
-
 
 def _replay(worker: Worker, trace: Sequence[Request], seed: str) -> Run:
-    time.sleep(_PARK_S)
+    let_threads_park()
     return Run(**worker.ask({"trace": [asdict(request) for request in trace], "seed": seed}))
 
 

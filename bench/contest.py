@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
     from ryzanstein.bench.workload import Workload
 
-__all__ = ["Contestant", "Row", "measure"]
+__all__ = ["Contestant", "Row", "let_threads_park", "measure"]
 
-# Idle threads spin for some milliseconds before they park; the next engine must not compete.
 _PARK_S = 0.1
+
+
+def let_threads_park() -> None:
+    """Wait: idle threads spin for some milliseconds, and the next engine must not compete."""
+    time.sleep(_PARK_S)
 
 
 class Contestant(Protocol):
@@ -83,7 +87,7 @@ def measure(
             order = list(zip(contestants, samples, strict=True))
             for (_, contestant), rates in order if repetition % 2 == 0 else order[::-1]:
                 progress.update(task, description=f"{workload.name} {contestant.name}")
-                time.sleep(_PARK_S)
+                let_threads_park()
                 seconds = contestant.seconds(workload)
                 if seconds is not None:
                     rates.append(workload.tokens / seconds)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ryzanstein import _core
-from ryzanstein.engine.request import make_completion
-from ryzanstein.engine.result import Choice, Piece, Timings
+from ryzanstein.engine.request import make_completion, make_timings
+from ryzanstein.engine.result import Choice, Piece
 from ryzanstein.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -112,13 +112,7 @@ class BeamRequest:
             [self._choice(index, beam) for index, (_, beam) in enumerate(found)],
             prompt,
             sum(len(beam.token_ids) for _, beam in found),
-            Timings(
-                time_to_first_token_s=first - self._created,
-                prefill_tokens_per_s=prompt.num_prompt_tokens
-                / max(first - (prompt.admitted_at or self._created), 1e-9),
-                decode_tokens_per_s=(num_rounds - 1) / (now - first) if now > first else None,
-                total_s=now - self._created,
-            ),
+            make_timings(prompt, self._created, first, now, num_rounds - 1),
         )
 
     def _choice(self, index: int, beam: Beam) -> Choice:

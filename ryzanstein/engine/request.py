@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ryzanstein.sampling import SamplingParams
     from ryzanstein.tokenizer import Tokenizer
 
-__all__ = ["Request", "make_completion"]
+__all__ = ["Request", "make_completion", "make_timings"]
 
 
 class Request:
@@ -84,19 +84,36 @@ class Request:
         prompt = self.sequences[0]
         last = max((r.last_token for r in self._readers if r.last_token), default=self._created)
         first = min((r.first_token for r in self._readers if r.first_token), default=last)
-        admitted = prompt.admitted_at or self._created
         num_later = self._num_generated - sum(r.first_token is not None for r in self._readers)
         drafters = [s.drafter for s in self.sequences if s.drafter is not None]
-        return Timings(
-            time_to_first_token_s=first - self._created,
-            prefill_tokens_per_s=prompt.num_prompt_tokens / max(first - admitted, 1e-9),
-            decode_tokens_per_s=num_later / (last - first) if last > first else None,
-            total_s=last - self._created,
+        return replace(
+            make_timings(prompt, self._created, first, last, num_later),
             drafted_tokens=sum(drafter.num_drafted for drafter in drafters),
             accepted_tokens=sum(drafter.num_accepted for drafter in drafters),
             speculation_saved_s=sum(drafter.saved_seconds for drafter in drafters),
             speculation_cost_s=sum(drafter.cost_seconds for drafter in drafters),
         )
+
+
+def make_timings(
+    prompt: Sequence, created: float, first: float, last: float, num_later: int
+) -> Timings:
+    """Return the timings of a request, from moments by `time.perf_counter`.
+
+    Args:
+        prompt: the sequence that computed the prompt.
+        created: when the request was made.
+        first: when its first token came.
+        last: when its last one did.
+        num_later: tokens that came one after the other behind the first.
+    """
+    admitted = prompt.admitted_at or created
+    return Timings(
+        time_to_first_token_s=first - created,
+        prefill_tokens_per_s=prompt.num_prompt_tokens / max(first - admitted, 1e-9),
+        decode_tokens_per_s=num_later / (last - first) if last > first else None,
+        total_s=last - created,
+    )
 
 
 def make_completion(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench import concurrency
+from bench import concurrency, contest
 from bench.concurrency_report import Run, compare, save_chart, to_markdown
 from bench.concurrency_traces import TRACES, Request, Timeline, length, make_prompts
 from bench.llama_slots import Slots
@@ -126,7 +126,7 @@ def test_the_command_replays_traces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PRESETS, "tiny", SHAPE)
-    monkeypatch.setattr(concurrency, "_PARK_S", 0)
+    monkeypatch.setattr(contest, "_PARK_S", 0)
     monkeypatch.setattr(concurrency, "read_bandwidth", lambda _: 1e9)  # takes seconds
     monkeypatch.setenv("RYZANSTEIN_CACHE", str(tmp_path / "cache"))
     names = ["burst-8", "long-prompt"]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from arrays import guarded, misaligned
+from grouped_matrices import Kind, RandomGrouped, kinds_of
 from reference import grouped as oracle
 from tolerances import reduction
 
@@ -18,17 +19,7 @@ if TYPE_CHECKING:
     from ryzanstein._core import F32Array, I8Array, I32Array
 
 BITS = (1, 2, 3, 4, 8)
-# bits, group, scale_dtype, has_minimum: every path of a kernel.
-KINDS = [
-    (bits, group, dtype, has_minimum)
-    for bits in BITS
-    for group, dtype, has_minimum in (
-        (32, "f16", False),
-        (16, "f32", True),
-        (16, "f16", False),
-        (128, "f32", True),
-    )
-]
+KINDS = kinds_of(BITS)
 # Decode, every small batch, prefill with remainders of its tiles.
 TOKENS = [*range(1, 10), 31, 33, 65]
 
@@ -44,22 +35,14 @@ def lookup(isa: str, bits: int) -> str:
 class Problem:
     """Random weights of one kind and activations with outliers, quantised by the oracle."""
 
-    def __init__(
-        self, kind: tuple[int, int, str, bool], rows: int, columns: int, tokens: int
-    ) -> None:
-        bits, group, dtype, has_minimum = kind
-        rng = np.random.default_rng(bits + 7 * columns)
-        shape = (rows, -(-columns // group))
-        codes = rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8)
-        scales = rng.uniform(-2, 2, shape).astype(np.float16).astype(np.float32)
-        minima = rng.standard_normal(shape).astype(np.float16).astype(np.float32)
-        self.matrix = GroupedMatrix(rows, columns, bits, group, dtype, has_minimum)  # type: ignore[arg-type]
-        given = minima if has_minimum else None
-        self.matrix.pack_codes(0, codes, scales, given)
-        self.weights = oracle.dequantize(codes, scales, given, bits, group)
-        self.parts = np.repeat(np.abs(scales), group, axis=1)[:, :columns] * np.float64(1 << bits)
-        if given is not None:
-            self.parts = self.parts + np.repeat(np.abs(minima), group, axis=1)[:, :columns]
+    def __init__(self, kind: Kind, rows: int, columns: int, tokens: int) -> None:
+        bits, group, _, _ = kind
+        made = RandomGrouped(kind, rows, columns)
+        self.matrix, self.weights, rng = made.matrix, made.weights, made.rng
+        scales = np.repeat(np.abs(made.scales), group, axis=1)[:, :columns]
+        self.parts = scales * np.float64(1 << bits)
+        if made.minima is not None:
+            self.parts = self.parts + np.repeat(np.abs(made.minima), group, axis=1)[:, :columns]
         x = rng.standard_normal((tokens, columns))
         x[rng.random(x.shape) < 0.02] *= 50
         self.q, self.scales = oracle.quantize_blocks(x)
@@ -110,7 +93,7 @@ def block_layout(q: I8Array, scales: NDArray[Any], width: int) -> tuple[I8Array,
 
 @pytest.mark.parametrize("columns", [1, 16, 31, 32, 33, 127, 129, 2560])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_the_oracle(kind: tuple[int, int, str, bool], columns: int, isa: str) -> None:
+def test_against_the_oracle(kind: Kind, columns: int, isa: str) -> None:
     for tokens in (1, 3):
         problem = Problem(kind, 70, columns, tokens)
         expected, error = problem.expected()
@@ -119,9 +102,7 @@ def test_against_the_oracle(kind: tuple[int, int, str, bool], columns: int, isa:
 
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_do_not_depend_on_each_other(
-    kind: tuple[int, int, str, bool], tokens: int, isa: str
-) -> None:
+def test_tokens_do_not_depend_on_each_other(kind: Kind, tokens: int, isa: str) -> None:
     problem = Problem(kind, 65, 97, tokens)
     whole = problem.run(isa)
     for t in {0, tokens // 2, tokens - 1}:
@@ -130,9 +111,7 @@ def test_tokens_do_not_depend_on_each_other(
 
 @pytest.mark.parametrize("columns", [1, 16, 31, 33, 97, 129, 2560])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kernel_gives_the_same_bits(
-    kind: tuple[int, int, str, bool], columns: int, isa: str
-) -> None:
+def test_every_kernel_gives_the_same_bits(kind: Kind, columns: int, isa: str) -> None:
     problem = Problem(kind, 70, columns, 1)
     names = grouped_kernels(isa, bits=kind[0])
     assert len(names) == (1 if kind[0] == 8 else 2)
@@ -179,7 +158,7 @@ def test_kernels_are_named(isa: str) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 4, 40])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_tier_gives_the_same_bits(kind: tuple[int, int, str, bool], tokens: int) -> None:
+def test_every_tier_gives_the_same_bits(kind: Kind, tokens: int) -> None:
     problem = Problem(kind, 130, 288, tokens)
     assert len({problem.run(isa).tobytes() for isa in available_isas()}) == 1
 

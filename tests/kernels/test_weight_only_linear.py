@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from arrays import guarded, misaligned
+from grouped_matrices import Kind, RandomGrouped, kinds_of
 from reference import grouped as oracle
 from tolerances import reduction
 
@@ -15,35 +16,15 @@ from ryzanstein._core import ops as kernels
 if TYPE_CHECKING:
     from ryzanstein._core import F32Array
 
-# bits, group, scale_dtype, has_minimum: every path of a kernel.
-KINDS = [
-    (bits, group, dtype, has_minimum)
-    for bits in (2, 4, 8)
-    for group, dtype, has_minimum in (
-        (32, "f16", False),
-        (16, "f32", True),
-        (16, "f16", False),
-        (128, "f32", True),
-    )
-]
+KINDS = kinds_of((2, 4, 8))
 
 
 class Problem:
     """Random weights of one kind and activations with outliers."""
 
-    def __init__(
-        self, kind: tuple[int, int, str, bool], rows: int, columns: int, tokens: int
-    ) -> None:
-        bits, group, dtype, has_minimum = kind
-        rng = np.random.default_rng(bits + 7 * columns)
-        shape = (rows, -(-columns // group))
-        codes = rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8)
-        scales = rng.uniform(-2, 2, shape).astype(np.float16).astype(np.float32)
-        minima = rng.standard_normal(shape).astype(np.float16).astype(np.float32)
-        given = minima if has_minimum else None
-        self.matrix = GroupedMatrix(rows, columns, bits, group, dtype, has_minimum)  # type: ignore[arg-type]
-        self.matrix.pack_codes(0, codes, scales, given)
-        self.weights = oracle.dequantize(codes, scales, given, bits, group)
+    def __init__(self, kind: Kind, rows: int, columns: int, tokens: int) -> None:
+        made = RandomGrouped(kind, rows, columns)
+        self.matrix, self.weights, rng = made.matrix, made.weights, made.rng
         self.x = rng.standard_normal((tokens, columns)).astype(np.float32)
         self.x[rng.random(self.x.shape) < 0.02] *= 50
 
@@ -57,7 +38,7 @@ class Problem:
 
 @pytest.mark.parametrize("columns", [1, 16, 31, 32, 33, 127, 129, 2560])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_the_oracle(kind: tuple[int, int, str, bool], columns: int, isa: str) -> None:
+def test_against_the_oracle(kind: Kind, columns: int, isa: str) -> None:
     """Weights are exact, as they are not where a minimum is added, but for one rounding."""
     for tokens in (1, 5):
         problem = Problem(kind, 70, columns, tokens)
@@ -70,9 +51,7 @@ def test_against_the_oracle(kind: tuple[int, int, str, bool], columns: int, isa:
 
 @pytest.mark.parametrize("tokens", [2, 3, 4, 5, 9])
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_do_not_depend_on_each_other(
-    kind: tuple[int, int, str, bool], tokens: int, isa: str
-) -> None:
+def test_tokens_do_not_depend_on_each_other(kind: Kind, tokens: int, isa: str) -> None:
     problem = Problem(kind, 65, 97, tokens)
     whole = problem.run(isa)
     for t in range(tokens):

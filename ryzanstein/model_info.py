@@ -105,7 +105,7 @@ def describe_model(files: ModelFiles) -> ModelInfo:
     tokenizer = Tokenizer.from_files(files)
     template = find_template(files)
     ChatTemplate.from_files(files, tokenizer.special_tokens)  # refuses one that does not parse
-    packing = known_packing(config, isa=None, threads=default_threads())
+    packing = known_packing(weights, config, isa=None, threads=default_threads())
     return ModelInfo(
         path=files.path,
         config=config,

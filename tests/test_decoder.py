@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import native
 import numpy as np
@@ -230,11 +230,73 @@ def test_a_coded_head_of_a_vocabulary_in_groups(kind: HeadKind, isa: str) -> Non
     assert found[1].tobytes() == expected[1].tobytes()
 
 
+def many_in_groups(vocab: int, bits: int, group: int, scales: Literal["f16", "f32"]) -> Any:
+    """Return rows for more tokens than are worth computing to find the best of them."""
+    matrix = _core.GroupedMatrix(vocab, native.HIDDEN, bits, group, scales)
+    rows = np.random.default_rng(8).standard_normal((vocab, native.HIDDEN))
+    matrix.pack_float(0, rows.astype(np.float32))
+    return matrix
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("top", [1, 9])
+@pytest.mark.parametrize(
+    ("bits", "group", "scales"), [(2, 64, "f16"), (4, 32, "f16"), (8, 32, "f16"), (8, 16, "f32")]
+)
+def test_an_exact_head_of_a_vocabulary_in_groups(
+    bits: int, group: int, scales: Literal["f16", "f32"], top: int, threads: int, isa: str
+) -> None:
+    """What is read of it has the bits of a dense head; most is not."""
+    vocab = 8000  # not whole panels
+    table = many_in_groups(vocab, bits, group, scales)
+    parts: dict[str, Any] = {"config": native.config(vocab_size=vocab), "embedding": table}
+    batch, margins = native.batch(), np.zeros(2, np.float32)
+    dense = native.decoder(**parts, isa=isa)
+    exact = native.decoder(**parts, isa=isa, threads=threads, head_kind="exact")
+    whole = batch.run(dense, native.cache())
+    assert batch.run(exact, native.cache()).tobytes() == whole.tobytes()
+    known = native.ints(5, 17, 7999)
+    some = batch.run(
+        exact,
+        native.cache(),
+        screen_top=native.ints(top, top),
+        screen_margin=margins,
+        screen_known=[known, known],
+    )
+    shown = some > -np.inf
+    assert some[shown].tobytes() == whole[shown].tobytes()
+    assert shown[:, known].all()
+    highest = np.argsort(whole, axis=1)[:, -top:]
+    assert np.take_along_axis(shown, highest, axis=1).all()
+    counters = exact.head_counters()
+    assert (counters["screened_rows"], counters["fallback_rows"]) == (2, 0)
+    assert counters["candidates"] == shown.sum() < 64
+
+
+def test_too_many_panels_of_codes_fall_back_to_all(isa: str) -> None:
+    vocab = 64 * 64
+    matrix = _core.GroupedMatrix(vocab, native.HIDDEN, 8)
+    matrix.pack_float(0, np.ones((vocab, native.HIDDEN), np.float32))
+    parts: dict[str, Any] = {"config": native.config(vocab_size=vocab), "embedding": matrix}
+    exact = native.decoder(**parts, isa=isa, threads=2, head_kind="exact")
+    screened = native.batch().run(
+        exact, native.cache(), screen_top=native.ints(1, 1), screen_margin=np.zeros(2, np.float32)
+    )
+    whole = native.batch().run(native.decoder(**parts, isa=isa), native.cache())
+    assert screened.tobytes() == whole.tobytes()
+    assert exact.head_counters()["fallback_rows"] == 2
+
+
 def test_what_a_vocabulary_in_groups_cannot_be(isa: str) -> None:
-    with pytest.raises(ValidationError, match=r"codes in groups; use head_kind='dense'"):
-        steps(in_groups(), isa, head_kind="exact")
-    with pytest.raises(ValidationError, match="dense head of codes has 2, 4 or 8 bits, not 3"):
-        steps(in_groups(bits=3), isa)
+    minima = _core.GroupedMatrix(native.VOCAB, native.HIDDEN, 4, 32, "f32", has_minimum=True)
+    codes = np.zeros((native.VOCAB, native.HIDDEN), np.uint8)
+    ones = np.ones((native.VOCAB, 1), np.float32)
+    minima.pack_codes(0, codes, ones, ones)
+    with pytest.raises(ValidationError, match=r"codes without minima; use head_kind='dense'"):
+        steps(minima, isa, head_kind="exact")
+    for kind in ("dense", "exact"):
+        with pytest.raises(ValidationError, match="head of codes has 2, 4 or 8 bits, not 3"):
+            steps(in_groups(bits=3), isa, head_kind=kind)
     with pytest.raises(ValidationError, match="embedding has 49 of 50 rows filled"):
         steps(in_groups(49), isa)
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "model/vocabulary_linear.h"
 
 namespace ryz {
 namespace {
@@ -16,28 +17,38 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Above this, one forward stream over all rows beats gathering them, and filters that need to know
 // the mass of what they keep may come to see the rows that screening hides.
 constexpr std::size_t kMaxCandidates = 2048;
+// A row of codes is computed with its whole panel: candidates may be as many as half the panels.
+constexpr std::size_t kPanelsPerCandidate = 2;
 // Rows screened for one token after the other: their low plane fits the second-level cache.
 constexpr std::size_t kPieceRows = 8 * kPanelRows;
 
 }  // namespace
 
 LmHead::LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels)
-    : weights_(std::move(weights)), kind_(kind), softcap_(softcap), kernels_(kernels) {
+    : weights_(std::move(weights)),
+      kind_(kind),
+      softcap_(softcap),
+      kernels_(kernels),
+      max_candidates_(kMaxCandidates) {
   const bool is_grouped = kind == HeadKind::kInt8 || kind == HeadKind::kInt4;
   if (kind != HeadKind::kDense && !is_grouped && softcap != 0.0f) {
     throw ValidationError(
         "[decoder] only a dense head, or one of int8 or int4, can soft-cap its logits; use "
         "head_kind='dense'");
   }
-  if (kind == HeadKind::kExact && weights_.grouped() != nullptr) {
-    throw ValidationError(
-        "[decoder] an exact head narrows down rows of plain numbers, and these are codes in "
-        "groups; use head_kind='dense'");
-  }
-  if (const GroupedMatrix* codes = weights_.grouped();
-      kind == HeadKind::kDense && codes != nullptr && !has_weight_only_linear(codes->format())) {
-    throw ValidationError("[decoder] a dense head of codes has 2, 4 or 8 bits, not " +
-                          std::to_string(codes->format().bits));
+  const GroupedMatrix* codes = weights_.grouped();
+  if (codes != nullptr && (kind == HeadKind::kDense || kind == HeadKind::kExact)) {
+    if (!has_weight_only_linear(codes->format())) {
+      throw ValidationError("[decoder] a dense or exact head of codes has 2, 4 or 8 bits, not " +
+                            std::to_string(codes->format().bits));
+    }
+    // A value is rounded twice where the kernel rounds once: bounds do not allow for that.
+    if (kind == HeadKind::kExact && codes->format().has_minimum) {
+      throw ValidationError(
+          "[decoder] an exact head narrows down plain numbers, or codes without minima; use "
+          "head_kind='dense'");
+    }
+    max_candidates_ = std::min(kMaxCandidates, codes->panels() / kPanelsPerCandidate);
   }
   if (is_grouped) grouped_.emplace(weights_, kind == HeadKind::kInt8 ? 8 : 4, kernels);
 }
@@ -97,7 +108,7 @@ void LmHead::prepare(std::size_t rows, std::span<const Screening> screening, int
   for (std::size_t i = 0; i < rows && kind_ != HeadKind::kDense; ++i) {
     const Screening asked = screening.empty() ? Screening{} : screening[i];
     const auto top = static_cast<std::size_t>(asked.top);
-    if (!is_lossy() && (top == 0 || top > kMaxCandidates || top >= weights_.rows)) continue;
+    if (!is_lossy() && (top == 0 || top > max_candidates_ || top >= weights_.rows)) continue;
     slots_.push_back({i, asked});
     is_coded_[i] = true;
     most_top_ = std::max(most_top_, top);
@@ -164,29 +175,15 @@ void LmHead::lossy(const Share& share) {
   }
 }
 
-// Logits of head rows [begin, end) for one hidden state, to `out` on.
-void LmHead::dense(const float* hidden, std::size_t row, std::size_t begin, std::size_t end,
-                   float* out) {
-  const DenseMatrix rows = weights_.slice(begin, end, nullptr);
-  kernels_.dense_linear({rows.data, rows.dtype, rows.columns, 0, rows.rows,
-                         hidden + row * weights_.columns, 1, out, weights_.rows});
-}
-
 // Runs of neighbouring full rows go together: they share the weights.
 void LmHead::full_rows(const float* hidden, float* logits, std::size_t begin, std::size_t end) {
   const std::size_t vocab = weights_.rows, k = weights_.columns;
   for (std::size_t row = 0; row < rows_;) {
     std::size_t stop = row;
     while (stop < rows_ && !is_coded_[stop]) ++stop;
-    const GroupedMatrix* matrix = weights_.grouped();
-    if (stop > row && matrix != nullptr) {
-      kernels_.weight_only_linear({matrix->packed(), matrix->format(), vocab, matrix->records(),
-                                   begin / kPanelRows, (end + kPanelRows - 1) / kPanelRows,
-                                   hidden + row * k, k, stop - row, logits + row * vocab, vocab});
-    } else if (stop > row) {
-      const DenseMatrix& dense = weights_.dense();
-      kernels_.dense_linear({dense.data, dense.dtype, k, begin, end, hidden + row * k, stop - row,
-                             logits + row * vocab, vocab});
+    if (stop > row) {
+      vocabulary_linear(kernels_, weights_, hidden + row * k, stop - row, begin, end,
+                        logits + row * vocab);
     }
     row = stop + 1;
   }
@@ -207,9 +204,9 @@ void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
     return soften(logits, panel * kPanelRows, std::min(last * kPanelRows, vocab));
   }
   if (slots_.size() < rows_) {
-    const std::size_t lot_rows = weights_.grouped() == nullptr ? kDenseLotRows : kPanelRows;
-    const auto [lot, last] = ctx.share((vocab + lot_rows - 1) / lot_rows);
-    const std::size_t begin = lot * lot_rows, end = std::min(last * lot_rows, vocab);
+    const std::size_t unit = unit_rows(weights_);
+    const auto [first, last] = ctx.share((vocab + unit - 1) / unit);
+    const std::size_t begin = first * unit, end = std::min(last * unit, vocab);
     full_rows(hidden, logits, begin, end);
     soften(logits, begin, end);
   }
@@ -283,8 +280,8 @@ void LmHead::score_best(const Share& share, std::size_t slot, const float* hidde
     float* best = best_.data() + slot * most_top_ + i;
     *best = kMinusInfinity;
     if (merged[i].row < 0) continue;
-    const auto row = static_cast<std::size_t>(merged[i].row);
-    dense(hidden, slots_[slot].index, row, row + 1, best);
+    vocabulary_rows(kernels_, weights_, hidden + slots_[slot].index * weights_.columns,
+                    &merged[i].row, 1, best);
   }
 }
 
@@ -358,7 +355,7 @@ void LmHead::fill_candidates(const Share& share, const float* hidden) {
       const std::size_t kept = narrow(slot, count.least, share.rows, found);
       count.survivors += found;
       count.candidates += kept;
-      if (count.candidates <= kMaxCandidates) compute(slot, share.rows, kept, hidden);
+      if (count.candidates <= max_candidates_) compute(slot, share.rows, kept, hidden);
     }
   }
   for (std::size_t slot = 0; slot < n; ++slot) {
@@ -373,19 +370,14 @@ void LmHead::fill_candidates(const Share& share, const float* hidden) {
   }
 }
 
-// Exact logits of listed rows. They lie far apart: the next one is on its way meanwhile.
+// Exact logits of listed rows, at most those of a piece.
 void LmHead::compute(std::size_t slot, const std::int32_t* rows, std::size_t count,
                      const float* hidden) {
-  const DenseMatrix& stored = weights_.dense();
-  const std::size_t row_bytes = stored.columns * size_of(stored.dtype);
-  const auto* const weights = static_cast<const char*>(stored.data);
+  float logits[kPieceRows];
+  vocabulary_rows(kernels_, weights_, hidden + slots_[slot].index * weights_.columns, rows, count,
+                  logits);
   for (std::size_t i = 0; i < count; ++i) {
-    if (i + 1 < count) {
-      const char* next = weights + static_cast<std::size_t>(rows[i + 1]) * row_bytes;
-      for (std::size_t at = 0; at < row_bytes; at += kCacheLine) __builtin_prefetch(next + at);
-    }
-    const auto row = static_cast<std::size_t>(rows[i]);
-    dense(hidden, slots_[slot].index, row, row + 1, out_.data()[slot] + row);
+    out_.data()[slot][static_cast<std::size_t>(rows[i])] = logits[i];
   }
 }
 
@@ -398,9 +390,10 @@ void LmHead::settle(const Share& share, std::size_t slot, const float* hidden) {
     survivors += count.survivors;
     candidates += count.candidates;
   }
-  const bool falls_back = candidates > kMaxCandidates;
+  const bool falls_back = candidates > max_candidates_;
   if (falls_back) {
-    dense(hidden, slots_[slot].index, share.begin, share.end, out_.data()[slot] + share.begin);
+    vocabulary_linear(kernels_, weights_, hidden + slots_[slot].index * weights_.columns, 1,
+                      share.begin, share.end, out_.data()[slot]);
   }
   if (share.thread != 0) return;
   (falls_back ? fallback_rows_ : screened_rows_) += 1;

@@ -54,8 +54,8 @@ class LmHead {
   };
 
   // Throws ValidationError for a soft cap (0 for none) of any but a dense or grouped head: the
-  // bounds of the coded ones are of logits as the weights give them; and for an exact head of
-  // weights in groups, whose bounds would take more memory than they do.
+  // bounds of the coded ones are of logits as the weights give them; and for a dense or exact head
+  // of codes in a format that vocabulary_linear.h or the bounds cannot take.
   LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels);
 
   // Codes the weights, unless the head is dense. Throws OutOfMemoryError.
@@ -110,7 +110,6 @@ class LmHead {
   void lossy(const Share& share);
   void soften(float* logits, std::size_t begin, std::size_t end);
   void full_rows(const float* hidden, float* logits, std::size_t begin, std::size_t end);
-  void dense(const float* hidden, std::size_t row, std::size_t begin, std::size_t end, float* out);
   void screen(ThreadPool::Context& ctx, const Share& share, const float* hidden);
   void collect_top(const Share& share, std::size_t slot);
   void score_best(const Share& share, std::size_t slot, const float* hidden);
@@ -126,6 +125,7 @@ class LmHead {
   HeadKind kind_;
   float softcap_;
   const KernelTable& kernels_;
+  std::size_t max_candidates_;
   ScreenMatrix coded_;
   std::optional<GroupedHead> grouped_;  // of kInt8 and kInt4
 

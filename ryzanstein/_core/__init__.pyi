@@ -425,7 +425,8 @@ class Decoder:
     ) -> None:
         """Take embedding [V, hidden] and head [V, hidden] (None ties them) as views, kept alive.
 
-        Codes in groups are looked up and multiplied as floats, and have no "exact" head.
+        Codes in groups are looked up and multiplied as floats; an "exact" head of them has no
+        minima.
 
         The head is "dense", or coded: "exact" lets `step` leave out logits that its caller will not
         look at, "int7" and "int5" answer from codes of so many bits, "int8" and "int4" from a

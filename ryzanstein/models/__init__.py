@@ -15,7 +15,6 @@ import numpy as np
 from ryzanstein._core import (
     Decoder,
     DecoderConfig,
-    GroupedMatrix,
     packing_fingerprint,
     resolve_isa,
 )
@@ -162,8 +161,7 @@ def load_model(
         files: those of the model.
         threads: threads to pack with and to step with.
         isa: instruction-set tier, or None for the best this machine has.
-        lm_head: how logits are computed; an exact head too small to gain by it, or stored as codes
-            in groups, is dense.
+        lm_head: how logits are computed; an exact head that gains nothing by codes is dense.
         weights: how linears are held. "auto": ternary if the checkpoint is, else as stored; "bf16":
             float32 rounded to bfloat16; "int8" and "int4": floats rounded to so many bits in groups
             of 32 columns; "ternary": ternarised, like the masters of a BitNet model.
@@ -192,7 +190,7 @@ def load_model(
     )
     checkpoint = files.open_weights()
     check_tensors(checkpoint, config, family)
-    packing = choose_packing(config, isa, threads, skip_zeros, lm_head, weights)
+    packing = choose_packing(checkpoint, config, isa, threads, skip_zeros, lm_head, weights)
     shapes = grouped_shapes(checkpoint, config, family, weights)
     kernels = choose_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads)
     build = _Build(checkpoint, config, family, packing, kernels, threads, isa)
@@ -202,6 +200,7 @@ def load_model(
 
 
 def choose_packing(
+    checkpoint: WeightSource,
     config: ModelConfig,
     isa: str | None,
     threads: int,
@@ -217,26 +216,31 @@ def choose_packing(
         ValidationError: a tier this machine does not have, an unknown kernel in the environment, or
             a head that cannot be coded.
     """
-    shapes = matrix_shapes(config, _FAMILIES[config.architecture])
+    family = _FAMILIES[config.architecture]
+    shapes = matrix_shapes(config, family)
     return Packing(
         choose_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads),
         resolve_skip_zeros(skip_zeros, config, isa),
-        resolve_head(lm_head, config),
+        resolve_head(lm_head, config, checkpoint, family),
         weights,
     )
 
 
-def known_packing(config: ModelConfig, *, isa: str | None, threads: int) -> Packing | None:
+def known_packing(
+    checkpoint: WeightSource, config: ModelConfig, *, isa: str | None, threads: int
+) -> Packing | None:
     """Return what `choose_packing` would, or None where it would have to measure kernels first.
 
     Raises:
         ValidationError: as `choose_packing`.
     """
-    shapes = matrix_shapes(config, _FAMILIES[config.architecture])
+    family = _FAMILIES[config.architecture]
+    shapes = matrix_shapes(config, family)
     kernels = known_kernels(shapes, layers=config.num_layers, isa=isa, threads=threads)
     if kernels is None:
         return None
-    return Packing(kernels, resolve_skip_zeros(None, config, isa), resolve_head("exact", config))
+    head = resolve_head("exact", config, checkpoint, family)
+    return Packing(kernels, resolve_skip_zeros(None, config, isa), head)
 
 
 def packing_identity(checkpoint: WeightSource, config: ModelConfig, packing: Packing) -> str:
@@ -301,10 +305,6 @@ class _Build:
                 layers = list(pool.map(reader.layer, range(config.num_layers)))
             final_norm = reader.final_norm()
         head_kind = self.packing.head
-        if head_kind == "exact" and isinstance(
-            embedding if lm_head is None else lm_head, GroupedMatrix
-        ):
-            head_kind = "dense"  # codes to narrow down with would be larger than these
         is_coded = head_kind != "dense"
         decoder = Decoder(
             _decoder_config(config, self.family, checkpoint.info(self.family.embedding).dtype),

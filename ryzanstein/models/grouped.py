@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ROUNDED_FORMATS",
+    "codes_bytes",
     "fused_formats",
     "grouped_matrix",
     "grouped_shapes",
@@ -77,6 +78,16 @@ def grouped_matrix(
     """
     bits, group, scale_dtype, has_minimum = grouped
     return GroupedMatrix(*shape, bits, group, scale_dtype, has_minimum, arrays)
+
+
+def codes_bytes(checkpoint: WeightSource, weight: str) -> int:
+    """Return what a matrix stored as codes in groups takes, 0 for any other."""
+    grouped = held_format(checkpoint, weight, "auto")
+    if grouped is None:
+        return 0
+    rows, columns = checkpoint.info(weight).shape
+    # Reserved, and never touched: the system gives it no memory.
+    return grouped_matrix((rows, columns), grouped).nbytes
 
 
 def pack_grouped(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from ryzanstein._core import PAGE_TOKENS, TernaryMatrix, kv_block_bytes
 from ryzanstein.models.feed_forward import resolve_skip_zeros
-from ryzanstein.models.grouped import grouped_matrix, held_format
-from ryzanstein.models.packing import resolve_head
+from ryzanstein.models.grouped import codes_bytes
+from ryzanstein.models.packing import coded_head_bytes, resolve_head
 from ryzanstein.models.tensors import fused_shape, linear_shapes
 from ryzanstein.tuning import format_of
 
@@ -20,13 +20,8 @@ if TYPE_CHECKING:
     from ryzanstein.models.config import ModelConfig
     from ryzanstein.models.family import Family
 
-__all__ = ["MemoryEstimate", "coded_head_bytes", "estimate_memory"]
+__all__ = ["MemoryEstimate", "estimate_memory"]
 
-# Of a coded head (csrc/quant/screen_format.h): rows by panels, a block of 8 columns in 320 bytes,
-# two more bits of each weight by 256 columns, four floats for each row.
-_PANEL_ROWS, _BLOCK_COLUMNS, _BLOCK_BYTES = 64, 8, 320
-_REST_COLUMNS, _REST_BYTES = 256, 64
-_ROW_BYTES = 16
 # Of the copy by which zero activations are skipped.
 _SKIPPED_WEIGHTS_PER_BYTE = 5
 
@@ -87,21 +82,24 @@ def estimate_memory(
             layer += config.hidden_size * config.intermediate_size // _SKIPPED_WEIGHTS_PER_BYTE
         weights = layer * config.num_layers
     if not config.tie_word_embeddings:
-        weights += _codes_bytes(checkpoint, family.embedding)
-    head = family.embedding if config.tie_word_embeddings else family.lm_head
+        weights += codes_bytes(checkpoint, family.embedding)
     block = kv_block_bytes(config.num_layers, config.num_kv_heads, config.head_dim, kv_dtype)
     return MemoryEstimate(
         weights=weights,
-        head=_codes_bytes(checkpoint, head)
-        or (
-            checkpoint.info(head).nbytes
-            if resolve_head("exact", config) == "dense"
-            else coded_head_bytes(config.vocab_size, config.hidden_size)
-        ),
+        head=_head_bytes(checkpoint, config, family),
         kv_token=block // PAGE_TOKENS,
         kv_context=block * -(-config.max_position_embeddings // PAGE_TOKENS),
         is_exact=kernels is not None,
     )
+
+
+def _head_bytes(checkpoint: WeightSource, config: ModelConfig, family: Family) -> int:
+    """Return what logits are computed from: codes by which to narrow down, and the head's own."""
+    head = family.embedding if config.tie_word_embeddings else family.lm_head
+    own = codes_bytes(checkpoint, head)
+    if resolve_head("exact", config, checkpoint, family) == "dense":
+        return own or checkpoint.info(head).nbytes
+    return own + coded_head_bytes(config.vocab_size, config.hidden_size)
 
 
 def _plain_bytes(checkpoint: WeightSource, config: ModelConfig, family: Family) -> int:
@@ -111,18 +109,8 @@ def _plain_bytes(checkpoint: WeightSource, config: ModelConfig, family: Family) 
     for linear in linear_shapes(config, family):
         for layer in layers:
             name = f"{layer}{linear}.weight"
-            total += _codes_bytes(checkpoint, name) or checkpoint.info(name).nbytes
+            total += codes_bytes(checkpoint, name) or checkpoint.info(name).nbytes
     return total
-
-
-def _codes_bytes(checkpoint: WeightSource, name: str) -> int:
-    """Return what a matrix stored as codes in groups takes, 0 for any other."""
-    grouped = held_format(checkpoint, name, "auto")
-    if grouped is None:
-        return 0
-    rows, columns = checkpoint.info(name).shape
-    # Reserved, and never touched: the system gives it no memory.
-    return grouped_matrix((rows, columns), grouped).nbytes
 
 
 def _layer_matrices(config: ModelConfig, family: Family) -> list[tuple[int, int]]:
@@ -132,11 +120,3 @@ def _layer_matrices(config: ModelConfig, family: Family) -> list[tuple[int, int]
         return list(shapes.values())
     parts = (family.attn_in, (family.o_proj,), family.mlp_in, (family.down_proj,))
     return [fused_shape(shapes, part) for part in parts]
-
-
-def coded_head_bytes(rows: int, columns: int) -> int:
-    """Return what the codes of a head [rows, columns] take."""
-    panels = -(-rows // _PANEL_ROWS)
-    codes = panels * -(-columns // _BLOCK_COLUMNS) * _BLOCK_BYTES
-    rest = rows * -(-columns // _REST_COLUMNS) * _REST_BYTES
-    return codes + rest + panels * _PANEL_ROWS * _ROW_BYTES

@@ -6,19 +6,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ryzanstein.errors import ValidationError
+from ryzanstein.models.grouped import codes_bytes, held_format
 from ryzanstein.tuning import format_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ryzanstein.config import HeadKind, WeightKind
+    from ryzanstein.loaders.model_files import WeightSource
     from ryzanstein.models.config import ModelConfig
+    from ryzanstein.models.family import Family
     from ryzanstein.models.feed_forward import SkipZeros
 
-__all__ = ["Packing", "resolve_head"]
+__all__ = ["Packing", "coded_head_bytes", "resolve_head"]
 
 # From 32 MB of bf16 on, reading a third of the bytes of a head is worth the codes' own memory.
 _CODED_HEAD_ELEMENTS = 1 << 24
+# Beside a head that is codes itself they must not take the model beyond so many times its file:
+# loading it may take twice that, with what is at work meanwhile.
+_MOST_OF_FILE = 1.75
+# Of a coded head (csrc/quant/screen_format.h): rows by panels, a block of 8 columns in 320 bytes,
+# two more bits of each weight by 256 columns, four floats for each row.
+_PANEL_ROWS, _BLOCK_COLUMNS, _BLOCK_BYTES = 64, 8, 320
+_REST_COLUMNS, _REST_BYTES = 256, 64
+_ROW_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +56,13 @@ class Packing:
         }
 
 
-def resolve_head(lm_head: HeadKind, config: ModelConfig) -> HeadKind:
+def resolve_head(
+    lm_head: HeadKind, config: ModelConfig, checkpoint: WeightSource, family: Family
+) -> HeadKind:
     """Return the kind of head to use: an exact one that codes are of no use to is dense.
 
-    That is a small one, and one whose logits are soft-capped: bounds are of logits as they are.
+    That is a small one; one whose logits are soft-capped: bounds are of logits as they are; and one
+    stored in groups that have minima, or in a file so small that its codes would be much beside it.
 
     Raises:
         ValidationError: codes are to answer for soft-capped logits.
@@ -58,6 +72,25 @@ def resolve_head(lm_head: HeadKind, config: ModelConfig) -> HeadKind:
             f"lm_head is {lm_head!r}, but this model soft-caps its logits, which takes a dense "
             "head; choose 'exact' or 'dense'"
         )
+    if lm_head != "exact":
+        return lm_head
     is_small = config.vocab_size * config.hidden_size < _CODED_HEAD_ELEMENTS
-    uncoded = is_small or config.final_softcap > 0.0
-    return "dense" if lm_head == "exact" and uncoded else lm_head
+    if is_small or config.final_softcap > 0.0:
+        return "dense"
+    name = family.embedding if config.tie_word_embeddings else family.lm_head
+    grouped = held_format(checkpoint, name, "auto")
+    if grouped is not None:
+        stored = {tensor: checkpoint.info(tensor).nbytes for tensor in checkpoint}
+        held = sum(codes_bytes(checkpoint, tensor) or size for tensor, size in stored.items())
+        held += coded_head_bytes(config.vocab_size, config.hidden_size)
+        if grouped.has_minimum or held > _MOST_OF_FILE * sum(stored.values()):
+            return "dense"
+    return "exact"
+
+
+def coded_head_bytes(rows: int, columns: int) -> int:
+    """Return what the codes of a head [rows, columns] take."""
+    panels = -(-rows // _PANEL_ROWS)
+    codes = panels * -(-columns // _BLOCK_COLUMNS) * _BLOCK_BYTES
+    rest = rows * -(-columns // _REST_COLUMNS) * _REST_BYTES
+    return codes + rest + panels * _PANEL_ROWS * _ROW_BYTES

@@ -16,7 +16,7 @@ from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
 from ryzanstein.model_info import describe_model
 from ryzanstein.models import load_model
-from ryzanstein.models.memory import coded_head_bytes
+from ryzanstein.models.packing import coded_head_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

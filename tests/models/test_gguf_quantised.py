@@ -15,7 +15,8 @@ from ryzanstein.errors import UnsupportedFormatError
 from ryzanstein.loaders.gguf_types import TYPES
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.loaders.weight_cache import WeightCache
-from ryzanstein.models import load_model, read_config
+from ryzanstein.models import load_model, packing, read_architecture, read_config
+from ryzanstein.models.memory import estimate_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,3 +121,24 @@ def test_logits_do_not_depend_on_threads_or_chunks(kind: str, tmp_path: Path) ->
         chunks = [np.arange(i, min(i + size, 40)) for i in range(0, 40, size)]
         found = np.concatenate([sequence.extend(chunk)[1] for chunk in chunks])
         assert found.tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [("Q8_0", "exact"), ("Q6_K", "exact"), ("Q4_0", "exact"), ("Q4_K", "dense")]
+)
+def test_a_head_of_codes_is_narrowed_down_too(
+    kind: str, head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "model.gguf", quantised({"output": kind}, "Q8_0"))
+    expected = logits(path)
+    monkeypatch.setattr(packing, "_CODED_HEAD_ELEMENTS", 1)
+    cache = WeightCache(tmp_path / "cache", 1 << 30, minimum_bytes=0)
+    for _ in range(2):
+        assert np.array_equal(logits(path, cache), expected)
+    files = open_files(path)
+    decoder = load_model(files, threads=1, isa=None, weight_cache=cache).decoder
+    assert decoder.head_kind == head
+    coded = sum(array.nbytes for array in decoder.coded_head_arrays().values())
+    assert (coded > 0) == (head == "exact")
+    memory = estimate_memory(files.open_weights(), *read_architecture(files), None)
+    assert memory.head == decoder.weight_bytes()["head"] + coded

@@ -72,8 +72,9 @@ def results(model: LoadedModel) -> list[bytes]:
 
 def file_of(directory: Path, cache: WeightCache, isa: str | None = None) -> Path:
     config = read_config(open_files(directory))
-    chosen = choose_packing(config, isa=isa, threads=1)
-    return cache.path(packing_identity(Checkpoint(directory), config, chosen))
+    weights = Checkpoint(directory)
+    chosen = choose_packing(weights, config, isa=isa, threads=1)
+    return cache.path(packing_identity(weights, config, chosen))
 
 
 def check_remade(directory: Path, cache: WeightCache) -> None:
@@ -227,9 +228,9 @@ def test_stored_arrays_of_another_shape_are_made_again(
 ) -> None:
     load(checkpoint, cache)
     config = read_config(open_files(checkpoint))
-    identity = packing_identity(
-        Checkpoint(checkpoint), config, choose_packing(config, isa=None, threads=1)
-    )
+    weights = Checkpoint(checkpoint)
+    chosen = choose_packing(weights, config, isa=None, threads=1)
+    identity = packing_identity(weights, config, chosen)
     packed = cache.find(identity)
     assert packed is not None
     layer = "model.layers.0.mlp."

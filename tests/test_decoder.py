@@ -301,7 +301,46 @@ def test_what_a_vocabulary_in_groups_cannot_be(isa: str) -> None:
         steps(in_groups(49), isa)
 
 
-@pytest.mark.parametrize("kind", ["exact", "int7", "int5"])
-def test_a_capped_head_is_dense(kind: str) -> None:
-    with pytest.raises(ValidationError, match=r"only a dense head.* use head_kind='dense'"):
-        native.decoder(config=native.config(final_softcap=3.0), head_kind=kind)
+@pytest.mark.parametrize("top", [1, 9])
+@pytest.mark.parametrize(
+    ("softcap", "margin", "is_narrow"),
+    [
+        (1e-4, 0.0, False),  # of thousands of equal logits any may be the highest
+        (3.0, 0.0, True),
+        (3.0, 0.5, False),
+        (30.0, 0.0, True),
+        (30.0, 0.5, True),
+        (30.0, np.inf, False),
+    ],
+)
+@pytest.mark.parametrize("in_codes", [False, True])
+def test_an_exact_head_with_a_soft_cap(
+    in_codes: bool, softcap: float, margin: float, is_narrow: bool, top: int, isa: str
+) -> None:
+    """Ranks and margins are of capped logits."""
+    vocab = 8000
+    table = many_in_groups(vocab, 8, 32, "f16")
+    parts: dict[str, Any] = {
+        "config": native.config(vocab_size=vocab, final_softcap=softcap),
+        "embedding": table if in_codes else table.dequantize(),
+    }
+    batch = native.batch()
+    whole = batch.run(native.decoder(**parts, isa=isa), native.cache())
+    exact = native.decoder(**parts, isa=isa, threads=3, head_kind="exact")
+    margins = np.full(2, margin, np.float32)
+    some = batch.run(
+        exact, native.cache(), screen_top=native.ints(top, top), screen_margin=margins
+    )
+    shown = some > -np.inf
+    assert some[shown].tobytes() == whole[shown].tobytes()
+    lowest = np.sort(whole, axis=1)[:, -top]
+    assert shown[whole >= (lowest - margins)[:, None]].all()
+    assert exact.head_counters()["fallback_rows"] == (0 if is_narrow else 2)
+    assert (shown.sum() < 200) == is_narrow
+
+
+@pytest.mark.parametrize("kind", ["int7", "int5"])
+def test_a_coded_head_with_a_soft_cap(kind: HeadKind, isa: str) -> None:
+    plain = steps(native.embedding(), isa, head_kind=kind)[1]
+    capped = steps(native.embedding(), isa, head_kind=kind, config={"final_softcap": 3.0})[1]
+    np.testing.assert_allclose(capped, 3.0 * np.tanh(plain.astype(np.float64) / 3.0), rtol=1e-6)

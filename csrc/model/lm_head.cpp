@@ -21,6 +21,16 @@ constexpr std::size_t kMaxCandidates = 2048;
 constexpr std::size_t kPanelsPerCandidate = 2;
 // Rows screened for one token after the other: their low plane fits the second-level cache.
 constexpr std::size_t kPieceRows = 8 * kPanelRows;
+// What two soft-capped logits may err by together, in caps; the kernel's tanh errs by 5e-7.
+constexpr double kSoftcapError = 4e-6;
+
+// The least logit that, soft-capped, may come within `margin` below `logit`, soft-capped.
+float uncapped(float logit, float margin, float cap) {
+  const auto width = static_cast<double>(cap);
+  const double reached = std::tanh(static_cast<double>(logit) / width) -
+                         static_cast<double>(margin) / width - kSoftcapError;
+  return reached > -1.0 ? static_cast<float>(width * std::atanh(reached)) : kMinusInfinity;
+}
 
 }  // namespace
 
@@ -31,11 +41,6 @@ LmHead::LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const Ker
       kernels_(kernels),
       max_candidates_(kMaxCandidates) {
   const bool is_grouped = kind == HeadKind::kInt8 || kind == HeadKind::kInt4;
-  if (kind != HeadKind::kDense && !is_grouped && softcap != 0.0f) {
-    throw ValidationError(
-        "[decoder] only a dense head, or one of int8 or int4, can soft-cap its logits; use "
-        "head_kind='dense'");
-  }
   const GroupedMatrix* codes = weights_.grouped();
   if (codes != nullptr && (kind == HeadKind::kDense || kind == HeadKind::kExact)) {
     if (!has_weight_only_linear(codes->format())) {
@@ -168,10 +173,12 @@ void LmHead::low_plane(std::size_t slot, const std::int32_t* rows, std::size_t c
 void LmHead::lossy(const Share& share) {
   for (std::size_t begin = share.begin; begin < share.end; begin += kPanelRows) {
     high_plane(begin / kPanelRows, begin / kPanelRows + 1);
-    if (!coded_.has_rest()) continue;
     const std::size_t count = std::min(kPanelRows, share.end - begin);
     std::iota(share.rows, share.rows + count, static_cast<std::int32_t>(begin));
-    for (std::size_t slot = 0; slot < slots_.size(); ++slot) low_plane(slot, share.rows, count);
+    for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+      if (coded_.has_rest()) low_plane(slot, share.rows, count);
+      soften(out_.data()[slot] + begin, count);
+    }
   }
 }
 
@@ -185,15 +192,14 @@ void LmHead::full_rows(const float* hidden, float* logits, std::size_t begin, st
       vocabulary_linear(kernels_, weights_, hidden + row * k, stop - row, begin, end,
                         logits + row * vocab);
     }
+    for (; row < stop; ++row) soften(logits + row * vocab + begin, end - begin);
     row = stop + 1;
   }
 }
 
-// Soft-caps columns [begin, end) of all logit rows, where there is a cap.
-void LmHead::soften(float* logits, std::size_t begin, std::size_t end) {
-  for (std::size_t r = 0; r < rows_ && softcap_ != 0.0f; ++r) {
-    kernels_.softcap({logits + r * weights_.rows + begin, end - begin, softcap_});
-  }
+// Soft-caps logits, where there is a cap.
+void LmHead::soften(float* logits, std::size_t count) const {
+  if (softcap_ != 0.0f) kernels_.softcap({logits, count, softcap_});
 }
 
 void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
@@ -201,14 +207,15 @@ void LmHead::run(ThreadPool::Context& ctx, const float* hidden, float* logits) {
   if (grouped_) {
     grouped_->run(ctx, hidden, logits);
     const auto [panel, last] = ctx.share(grouped_->matrix().panels());
-    return soften(logits, panel * kPanelRows, std::min(last * kPanelRows, vocab));
+    const std::size_t begin = panel * kPanelRows, end = std::min(last * kPanelRows, vocab);
+    for (std::size_t r = 0; r < rows_; ++r) soften(logits + r * vocab + begin, end - begin);
+    return;
   }
   if (slots_.size() < rows_) {
     const std::size_t unit = unit_rows(weights_);
     const auto [first, last] = ctx.share((vocab + unit - 1) / unit);
     const std::size_t begin = first * unit, end = std::min(last * unit, vocab);
     full_rows(hidden, logits, begin, end);
-    soften(logits, begin, end);
   }
   if (slots_.empty()) return;
   quantize(ctx, hidden, logits);
@@ -293,7 +300,8 @@ float LmHead::threshold(std::size_t slot) const {
   float least = best[0];
   for (std::int32_t i = 1; i < asked.top; ++i)
     least = best[i] < least || best[i] != best[i] ? best[i] : least;
-  return std::max(std::numeric_limits<float>::lowest(), least - asked.margin);
+  least = softcap_ == 0.0f ? least - asked.margin : uncapped(least, asked.margin, softcap_);
+  return std::max(std::numeric_limits<float>::lowest(), least);
 }
 
 // Lists the rows of [begin, end) whose upper bound reaches `least`; all others become -infinity.
@@ -376,6 +384,7 @@ void LmHead::compute(std::size_t slot, const std::int32_t* rows, std::size_t cou
   float logits[kPieceRows];
   vocabulary_rows(kernels_, weights_, hidden + slots_[slot].index * weights_.columns, rows, count,
                   logits);
+  soften(logits, count);
   for (std::size_t i = 0; i < count; ++i) {
     out_.data()[slot][static_cast<std::size_t>(rows[i])] = logits[i];
   }
@@ -394,6 +403,7 @@ void LmHead::settle(const Share& share, std::size_t slot, const float* hidden) {
   if (falls_back) {
     vocabulary_linear(kernels_, weights_, hidden + slots_[slot].index * weights_.columns, 1,
                       share.begin, share.end, out_.data()[slot]);
+    soften(out_.data()[slot] + share.begin, share.end - share.begin);
   }
   if (share.thread != 0) return;
   (falls_back ? fallback_rows_ : screened_rows_) += 1;

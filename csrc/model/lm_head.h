@@ -53,9 +53,8 @@ class LmHead {
     std::uint64_t fallback_rows;  // rows computed whole because candidates were too many
   };
 
-  // Throws ValidationError for a soft cap (0 for none) of any but a dense or grouped head: the
-  // bounds of the coded ones are of logits as the weights give them; and for a dense or exact head
-  // of codes in a format that vocabulary_linear.h or the bounds cannot take.
+  // A soft cap of 0 is none. Throws ValidationError for a dense or exact head of codes in a format
+  // that vocabulary_linear.h or the bounds cannot take.
   LmHead(VocabularyMatrix weights, HeadKind kind, float softcap, const KernelTable& kernels);
 
   // Codes the weights, unless the head is dense. Throws OutOfMemoryError.
@@ -108,7 +107,7 @@ class LmHead {
   void high_plane(std::size_t panel_begin, std::size_t panel_end);
   void low_plane(std::size_t slot, const std::int32_t* rows, std::size_t count);
   void lossy(const Share& share);
-  void soften(float* logits, std::size_t begin, std::size_t end);
+  void soften(float* logits, std::size_t count) const;
   void full_rows(const float* hidden, float* logits, std::size_t begin, std::size_t end);
   void screen(ThreadPool::Context& ctx, const Share& share, const float* hidden);
   void collect_top(const Share& share, std::size_t slot);

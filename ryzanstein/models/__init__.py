@@ -213,8 +213,7 @@ def choose_packing(
     Measures the kernels of its shapes where that has not been done yet.
 
     Raises:
-        ValidationError: a tier this machine does not have, an unknown kernel in the environment, or
-            a head that cannot be coded.
+        ValidationError: a tier this machine does not have, or an unknown kernel in the environment.
     """
     family = _FAMILIES[config.architecture]
     shapes = matrix_shapes(config, family)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ryzanstein.errors import ValidationError
 from ryzanstein.models.grouped import codes_bytes, held_format
 from ryzanstein.tuning import format_of
 
@@ -61,21 +60,12 @@ def resolve_head(
 ) -> HeadKind:
     """Return the kind of head to use: an exact one that codes are of no use to is dense.
 
-    That is a small one; one whose logits are soft-capped: bounds are of logits as they are; and one
-    stored in groups that have minima, or in a file so small that its codes would be much beside it.
-
-    Raises:
-        ValidationError: codes are to answer for soft-capped logits.
+    That is a small one, and one stored in groups that have minima, or in a file so small that its
+    codes would be much beside it.
     """
-    if config.final_softcap > 0.0 and lm_head not in ("exact", "dense"):
-        raise ValidationError(
-            f"lm_head is {lm_head!r}, but this model soft-caps its logits, which takes a dense "
-            "head; choose 'exact' or 'dense'"
-        )
     if lm_head != "exact":
         return lm_head
-    is_small = config.vocab_size * config.hidden_size < _CODED_HEAD_ELEMENTS
-    if is_small or config.final_softcap > 0.0:
+    if config.vocab_size * config.hidden_size < _CODED_HEAD_ELEMENTS:
         return "dense"
     name = family.embedding if config.tie_word_embeddings else family.lm_head
     grouped = held_format(checkpoint, name, "auto")

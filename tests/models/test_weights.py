@@ -172,12 +172,3 @@ def test_a_ternary_checkpoint_stays_ternary(weights: WeightKind, tmp_path: Path)
 def test_unknown_weights() -> None:
     with pytest.raises(ValidationError, match="weights must be one of"):
         LLM(weights="int3")  # type: ignore[arg-type]
-
-
-def test_soft_capped_logits_take_a_dense_head(tmp_path: Path) -> None:
-    spec = next(spec for spec in SPECS if spec.name == "gemma2")
-    directory = write_checkpoint(tmp_path, spec.config, random_tensors(spec.config, 0))
-    with pytest.raises(ValidationError, match="lm_head is 'int7', but this model soft-caps"):
-        load_model(open_files(directory), threads=1, isa=None, lm_head="int7")
-    model = load_model(open_files(directory), threads=1, isa=None, lm_head="exact")
-    assert model.decoder.head_kind == "dense"

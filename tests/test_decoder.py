@@ -328,9 +328,7 @@ def test_an_exact_head_with_a_soft_cap(
     whole = batch.run(native.decoder(**parts, isa=isa), native.cache())
     exact = native.decoder(**parts, isa=isa, threads=3, head_kind="exact")
     margins = np.full(2, margin, np.float32)
-    some = batch.run(
-        exact, native.cache(), screen_top=native.ints(top, top), screen_margin=margins
-    )
+    some = batch.run(exact, native.cache(), screen_top=native.ints(top, top), screen_margin=margins)
     shown = some > -np.inf
     assert some[shown].tobytes() == whole[shown].tobytes()
     lowest = np.sort(whole, axis=1)[:, -top]

@@ -23,7 +23,7 @@ from ryzanstein.convert.gguf_tokenizer import write_tokenizer
 from ryzanstein.convert.report import FLOAT_ACTIVATIONS, ChangeMeter, TensorChange
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
 from ryzanstein.loaders.gguf import GgufFile
-from ryzanstein.loaders.gguf_config import ROPE_FACTORS
+from ryzanstein.loaders.gguf_rope import ROPE_FACTORS
 from ryzanstein.progress import byte_progress
 
 if TYPE_CHECKING:

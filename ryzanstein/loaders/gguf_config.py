@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein.loaders.gguf_metadata import Metadata
+from ryzanstein.loaders.gguf_rope import ROPE_DIVISORS, rope_config
 from ryzanstein.loaders.gguf_types import TERNARY_TYPES, row_scales
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ARCHITECTURES",
     "LARGEST_GEMMA",
-    "ROPE_FACTORS",
     "WINDOW_PATTERNS",
     "GgufArchitecture",
     "architecture_of",
@@ -63,18 +64,10 @@ _SANDWICH_NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-ROPE_FACTORS = "rope_freqs.weight"
-_YARN_FACTORS = ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier")
-_LLAMA3 = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 # Layers of the 27B models, which scale by hidden / heads; llama.cpp too tells them by that.
 LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
 # Every so many layers one sees everything, where a file does not say.
 WINDOW_PATTERNS = {"gemma2": 2, "gemma3_text": 6}
-_MAX_CONTEXT = (1 << 31) - 1
 _COMPARE_BYTES = 1 << 20
 
 
@@ -99,7 +92,7 @@ class GgufArchitecture:
 
         A name that is not known stays, for whoever checks names to refuse.
         """
-        if name == ROPE_FACTORS:
+        if name in ROPE_DIVISORS:
             return None
         block = _BLOCK.fullmatch(name)
         if block is None:
@@ -187,7 +180,7 @@ def model_config(file: GgufFile, architecture: GgufArchitecture, *, tied: bool) 
         CorruptFileError: fields contradict each other or the tensors.
         UnsupportedFormatError: the model asks for something that config.json cannot say.
     """
-    metadata = _Metadata(file)
+    metadata = Metadata(file)
     heads = metadata.required("attention.head_count")
     config: dict[str, Any] = {
         "architectures": [architecture.transformers],
@@ -200,13 +193,13 @@ def model_config(file: GgufFile, architecture: GgufArchitecture, *, tied: bool) 
         "num_key_value_heads": metadata.value("attention.head_count_kv", heads),
         "max_position_embeddings": metadata.required("context_length"),
         "rms_norm_eps": metadata.required("attention.layer_norm_rms_epsilon"),
-        "vocab_size": _tensor(file, "token_embd.weight").shape[0],
+        "vocab_size": metadata.tensor("token_embd.weight").shape[0],
         "tie_word_embeddings": tied,
     }
     head_dim = _head_dim(metadata, config)
     if head_dim is not None:
         config["head_dim"] = head_dim
-    config |= _rope(file, metadata, head_dim)
+    config |= rope_config(metadata, head_dim)
     if architecture.shifted_norms:
         config["hidden_activation"] = config["hidden_act"]
     if architecture.sandwich_norms:
@@ -217,39 +210,7 @@ def model_config(file: GgufFile, architecture: GgufArchitecture, *, tied: bool) 
     return config | _quantization(file, architecture)
 
 
-class _Metadata:
-    """The values under a file's architecture."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.path = file.path
-        self._values = file.metadata
-        self._prefix = file.metadata["general.architecture"]
-
-    def value(self, key: str, default: Any = None) -> Any:
-        """Return a value, a float as the shortest decimal that has its 32 bits.
-
-        That is what was meant: where config.json says 1e-05, the file has the nearest float32.
-        """
-        value = self._values.get(f"{self._prefix}.{key}", default)
-        return float(str(np.float32(value))) if isinstance(value, float) else value
-
-    def required(self, key: str) -> Any:
-        """Return a value that every file has."""
-        value = self.value(key)
-        if value is None:
-            raise ModelLoadError(
-                f"{self.path}: metadata {self._prefix}.{key} is missing; download the file again"
-            )
-        return value
-
-
-def _tensor(file: GgufFile, name: str) -> GgufTensor:
-    if name not in file:
-        raise ModelLoadError(f"{file.path}: tensor {name!r} is missing; is it a language model?")
-    return file.tensor(name)
-
-
-def _layers(file: GgufFile, metadata: _Metadata) -> int:
+def _layers(file: GgufFile, metadata: Metadata) -> int:
     layers = metadata.required("block_count")
     tensors = len(file)
     if type(layers) is not int or not 0 < layers <= tensors:
@@ -260,81 +221,14 @@ def _layers(file: GgufFile, metadata: _Metadata) -> int:
     return layers
 
 
-def _head_dim(metadata: _Metadata, config: Mapping[str, Any]) -> Any:
+def _head_dim(metadata: Metadata, config: Mapping[str, Any]) -> Any:
     """Return the size of a head, None where the heads do not divide the hidden size."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     divides = type(hidden) is type(heads) is int and heads > 0 and hidden % heads == 0
     return metadata.value("attention.key_length", hidden // heads if divides else None)
 
 
-def _rope(file: GgufFile, metadata: _Metadata, head_dim: Any) -> dict[str, Any]:
-    theta = metadata.value("rope.freq_base", 10000.0)
-    config: dict[str, Any] = {"rope_theta": theta}
-    rotated = metadata.value("rope.dimension_count", head_dim)
-    if type(rotated) is int and type(head_dim) is int and rotated != head_dim > 0:
-        config["partial_rotary_factor"] = rotated / head_dim
-    factor = metadata.value("rope.scaling.factor", metadata.value("rope.scale_linear"))
-    # A factor alone stretches all frequencies, as in llama.cpp: early files name no kind.
-    kind = metadata.value("rope.scaling.type", "linear" if factor else "none")
-    if kind == "longrope":
-        raise UnsupportedFormatError(
-            f"{file.path}: rope.scaling.type is longrope, whose factors are read from config.json "
-            "only; use the model's Hugging Face directory"
-        )
-    if kind != "none":
-        _require_plain_yarn(metadata)
-        config["rope_scaling"] = {
-            "rope_type": kind,
-            "factor": metadata.required("rope.scaling.factor") if factor is None else factor,
-            "original_max_position_embeddings": metadata.value(
-                "rope.scaling.original_context_length"
-            ),
-            "beta_fast": metadata.value("rope.scaling.yarn_beta_fast"),
-            "beta_slow": metadata.value("rope.scaling.yarn_beta_slow"),
-        }
-    if ROPE_FACTORS in file:
-        original = metadata.value("rope.scaling.original_context_length")
-        is_count = type(original) is int and 0 < original <= _MAX_CONTEXT
-        config["rope_scaling"] = _llama3_scaling(file, theta, original if is_count else None)
-    return config
-
-
-def _require_plain_yarn(metadata: _Metadata) -> None:
-    """Refuse what llama.cpp multiplies into yarn: config.json's attention_factor replaces it."""
-    for key in _YARN_FACTORS:
-        if metadata.value(f"rope.scaling.{key}") is not None:
-            raise UnsupportedFormatError(
-                f"{metadata.path}: rope.scaling.{key} is not supported; use the model's Hugging "
-                "Face directory"
-            )
-
-
-def _llama3_scaling(file: GgufFile, theta: Any, original: int | None) -> dict[str, Any]:
-    """Return the parameters of Llama 3's rope scaling, of which GGUF has only the result.
-
-    The file has by how much each frequency is divided. All models of Llama 3.1 to 3.3 have the same
-    bands and, where a file does not say, original context, so the largest divisor settles the rest;
-    numbers that do not come out are refused.
-    """
-    bands = _LLAMA3 | ({"original_max_position_embeddings": original} if original else {})
-    tensor = file.tensor(ROPE_FACTORS)
-    found = tensor.type.dequantize(file.view(tensor.name), (1, tensor.shape[-1]), 0, 1)[0]
-    factor = float(found.max())
-    pairs = len(found)
-    if isinstance(theta, float) and theta > 1 and np.isfinite(factor) and factor >= 1:
-        frequencies = theta ** -(np.arange(pairs, dtype=np.float64) / pairs)
-        turns = bands["original_max_position_embeddings"] * frequencies / (2 * np.pi)
-        low, high = bands["low_freq_factor"], bands["high_freq_factor"]
-        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        if np.allclose(found, 1 / ((1 - kept) / factor + kept), rtol=1e-5):
-            return {"rope_type": "llama3", "factor": factor, **bands}
-    raise UnsupportedFormatError(
-        f"{file.path}: {ROPE_FACTORS} is not the scaling of Llama 3.1; use the model's Hugging "
-        "Face directory, whose config.json says what it is"
-    )
-
-
-def _attention(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+def _attention(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what Gemma 2 and 3 add: a window on most layers, soft caps, a scale of their own."""
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     heads, head_dim = config["num_attention_heads"], config.get("head_dim")

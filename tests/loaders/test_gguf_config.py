@@ -131,7 +131,8 @@ def test_biases_and_unknown_names(tmp_path: Path) -> None:
     assert architecture.tensor_name("blk.10.attn_q.bias") == "model.layers.10.self_attn.q_proj.bias"
     for name in ("blk.0.attn_qkv.weight", "blk.x.attn_q.weight", "cls.weight", "blk.0.attn_norm"):
         assert architecture.tensor_name(name) == name
-    assert architecture.tensor_name("rope_freqs.weight") is None
+    for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+        assert architecture.tensor_name(name) is None
 
 
 def test_an_activation_in_the_file(tmp_path: Path) -> None:
@@ -204,8 +205,6 @@ def test_rope(tmp_path: Path) -> None:
     # the float32 in the file, as the decimal that it came from
     assert config["rope_scaling"]["rope_type"] == "linear"
     assert config["rope_scaling"]["factor"] == 0.1
-    with pytest.raises(UnsupportedFormatError, match="is longrope, whose factors"):
-        read(tmp_path, content("llama", {"rope.scaling.type": "longrope"}))
     none = content("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 1.0})
     assert "rope_scaling" not in read(tmp_path, none)
 
@@ -234,6 +233,68 @@ def test_yarn(tmp_path: Path) -> None:
         more = {f"rope.scaling.{k}": v for k, v in (yarn | {key: 1.5}).items()}
         with pytest.raises(UnsupportedFormatError, match=rf"rope\.scaling\.{key} is not supported"):
             read(tmp_path, content("qwen2", more))
+
+
+def test_longrope(tmp_path: Path) -> None:
+    scaling = {"type": "longrope", "original_context_length": 64, "attn_factor": 1.19}
+    given = {f"rope.scaling.{key}": value for key, value in scaling.items()}
+    tensors = {
+        "rope_factors_short__weight": floats([1.0, 1.05, 1.1, 1.2]),
+        "rope_factors_long__weight": floats([1.0, 1.5, 3.25, 61.3]),
+    }
+    expected = {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 64,
+        "attention_factor": 1.19,
+        "short_factor": [1.0, 1.05, 1.1, 1.2],
+        "long_factor": [1.0, 1.5, 3.25, 61.3],
+    }
+    for rest in ({}, {"rope.scaling.factor": 1.0}):
+        config = read(tmp_path, content("llama", given | rest, **tensors))
+        assert config["rope_scaling"] == expected
+    del given["rope.scaling.attn_factor"]
+    config = read(tmp_path, content("llama", given, **tensors))
+    assert config["rope_scaling"] == expected | {"attention_factor": 1.0}
+    stretched = content("llama", given | {"rope.scaling.factor": 4.0}, **tensors)
+    with pytest.raises(UnsupportedFormatError, match=r"factor is 4\.0 beside longrope"):
+        read(tmp_path, stretched)
+    yarn = content("llama", given | {"rope.scaling.yarn_attn_factor": 1.5}, **tensors)
+    with pytest.raises(UnsupportedFormatError, match=r"scaling\.yarn_attn_factor is not supported"):
+        read(tmp_path, yarn)
+    tensors["rope_factors_long__weight"] = floats(np.ones(5))
+    with pytest.raises(CorruptFileError, match=r"long\.weight has shape \[5\], not a number for"):
+        read(tmp_path, content("llama", given, **tensors))
+    del tensors["rope_factors_long__weight"]
+    with pytest.raises(ModelLoadError, match=r"tensor 'rope_factors_long\.weight' is missing"):
+        read(tmp_path, content("llama", given, **tensors))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "scaling"),
+    [
+        ("rope_freqs", {"type": "linear", "factor": 4.0}),
+        ("rope_freqs", {"factor": 4.0}),
+        ("rope_freqs", {"type": "yarn", "factor": 4.0}),
+        ("rope_freqs", {"type": "longrope"}),
+        ("rope_factors_long", {}),
+        ("rope_factors_short", {"type": "yarn", "factor": 4.0}),
+    ],
+)
+def test_divisors_beside_another_scaling(
+    tensor: str, scaling: dict[str, Any], tmp_path: Path
+) -> None:
+    """llama.cpp divides by the tensor and by the factor; config.json has no word for both."""
+    given = {f"rope.scaling.{key}": value for key, value in scaling.items()}
+    data = content("llama", given, **{f"{tensor}__weight": floats(np.ones(4))})
+    with pytest.raises(UnsupportedFormatError, match=rf"{tensor}\.weight divides the rotary freq"):
+        read(tmp_path, data)
+
+
+def test_a_factor_of_one_scales_nothing(tmp_path: Path) -> None:
+    given = {"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}
+    assert "rope_scaling" not in read(tmp_path, content("llama", given))
+    config = read(tmp_path, content("llama", given, rope_freqs__weight=floats(np.ones(4))))
+    assert config["rope_scaling"]["rope_type"] == "llama3"
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])

@@ -111,6 +111,28 @@ def test_a_gguf_computes_what_the_directory_does(name: str, tmp_path: Path) -> N
     assert np.array_equal(logits(path), logits(write_checkpoint(tmp_path / "hf", config, rounded)))
 
 
+@pytest.mark.parametrize("original", [32, 64])
+def test_longrope(original: int, tmp_path: Path) -> None:
+    """40 tokens beyond the original context, and within it."""
+    config = CONFIGS["llama_longrope"] | {"original_max_position_embeddings": original}
+    divisors = config["rope_scaling"]
+    config["rope_scaling"] = {"rope_type": "longrope", "attention_factor": 1.25, **divisors}
+    tensors = random_tensors(config, 0, "F32")
+    content = to_gguf(config | {"rope_scaling": None}, tensors, "llama", "F32")
+    scaling = {"type": "longrope", "original_context_length": original, "attn_factor": 1.25}
+    metadata = dict(content.metadata)
+    metadata |= {f"llama.rope.scaling.{key}": value for key, value in scaling.items()}
+    held = dict(content.tensors)
+    for kind in ("long", "short"):
+        values = np.array(divisors[f"{kind}_factor"], "<f4")
+        factors = RawTensor(NUMBERS["F32"], values.shape, values.tobytes())
+        held[f"rope_factors_{kind}.weight"] = factors
+    data = GgufBytes(metadata, held)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data.serialize())
+    assert np.array_equal(logits(path), logits(write_checkpoint(tmp_path / "hf", config, tensors)))
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_rounded_linears_are_their_values(kind: str, tmp_path: Path) -> None:
     config, architecture = ARCHITECTURES["mistral"]

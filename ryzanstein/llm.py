@@ -421,6 +421,7 @@ class LLM:
 
         Raises:
             ModelLoadError: it cannot be written.
+            ValidationError: the prefix cache is off.
 
         Example:
             >>> llm.save_prefixes("prompts.kv")
@@ -435,7 +436,7 @@ class LLM:
             ModelLoadError: there is no such file.
             CorruptFileError: it is damaged.
             ValidationError: another model, configuration, kind of weights, KV format or tier
-                computed it; says which.
+                computed it, which is said; or the prefix cache is off.
         """
         return self._engine.load_prefixes(Path(path))
 

@@ -217,14 +217,18 @@ class World:
         self.ended: dict[Visit, Sequence] = {}
 
     def move(self, options: dict[str, Any]) -> None:
-        """Go on in a new engine, with the cached pages and the unfinished requests of the last."""
+        """Go on in a new engine, with the unfinished requests of the last.
+
+        Where both cache pages, with those too.
+        """
         options = dict(options)
         native: Any = FusedDecoder(decoder(self.isa, options.pop("threads")).decoder, self._fuse)
         engine = tiny_engine(TinyModel(native), kv_dtype=self.kv_dtype, **options)
         engine.step_times = SteadyTimes(32, options["token_budget"])
         if self.engine is not None:
-            self.engine.save_prefixes(self._file)
-            engine.load_prefixes(self._file)
+            if self.engine.prefixes is not None and engine.prefixes is not None:
+                self.engine.save_prefixes(self._file)
+                engine.load_prefixes(self._file)
             for sequence in self.present.values():
                 self.engine.release(sequence)
                 engine.add(sequence)

@@ -146,8 +146,9 @@ class Engine:
 
         Raises:
             ModelLoadError: it cannot be written.
+            ValidationError: there is no prefix cache.
         """
-        pages = self.prefixes.pages if self.prefixes else []
+        pages = self._require_prefixes("to write to a file").pages
         index = {page: i for i, page in enumerate(pages)}
         stored = [
             StoredPage(
@@ -171,11 +172,11 @@ class Engine:
 
         Raises:
             As `PrefixFile`. Pages before a damaged one stay.
+            ValidationError: there is no prefix cache.
         """
-        if self.prefixes is None:
-            return 0
+        prefixes = self._require_prefixes("to enter a file's pages into")
         file = PrefixFile(path, self._fingerprints)
-        known = len(self.prefixes)
+        known = len(prefixes)
         for leaf in file.leaves():
             indices = file.path_to(leaf)
             tokens = np.array([file.pages[i].token_ids for i in indices], np.int32).reshape(-1)
@@ -193,7 +194,15 @@ class Engine:
                     self.blocks.share(table, chain, table.num_tokens)
             finally:
                 self.blocks.free(table)
-        return len(self.prefixes) - known
+        return len(prefixes) - known
+
+    def _require_prefixes(self, purpose: str) -> PrefixCache:
+        if self.prefixes is None:
+            raise ValidationError(
+                f"there is no prefix cache {purpose}: prefix_cache is False; load the model with "
+                "prefix_cache=True"
+            )
+        return self.prefixes
 
     def logits(self, token_ids: I32Array) -> Iterator[tuple[int, F32Array]]:
         """Yield (first position, logits float32 [n, V]) for consecutive chunks of int32 [T] tokens.

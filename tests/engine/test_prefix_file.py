@@ -108,6 +108,17 @@ def test_damage_is_found(tmp_path: Path) -> None:
         engine.save_prefixes(tmp_path / "none" / "pages.kv")
 
 
+def test_without_a_cache_nothing_can_be_saved_or_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "pages.kv"
+    engine = tiny_engine(MODEL, prefix_cache=False)
+    finish(engine, jobs())
+    with pytest.raises(ValidationError, match=r"no prefix cache to write .* prefix_cache=True"):
+        engine.save_prefixes(path)
+    assert not path.exists()
+    with pytest.raises(ValidationError, match=r"no prefix cache to enter .* prefix_cache=True"):
+        engine.load_prefixes(path)
+
+
 def test_another_engine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pages.kv"
     prompt = list(range(1, 90))

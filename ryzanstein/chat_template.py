@@ -78,7 +78,8 @@ class ChatTemplate:
     def from_files(
         cls, files: ModelFiles, special_tokens: Mapping[str, str] | None = None
     ) -> ChatTemplate | None:
-        """Return the template of chat_template.jinja or tokenizer_config.json, if there is one.
+        """Return the template of chat_template.jinja, tokenizer_config.json or chat_template.json,
+        if there is one.
 
         Raises:
             CorruptFileError: the file or the template does not parse.
@@ -134,17 +135,20 @@ def find_template(files: ModelFiles) -> str | None:
     source = files.read_text("chat_template.jinja")
     if source is not None:
         return source
-    name = "tokenizer_config.json"
-    value = (files.read_json(name) or {}).get("chat_template")
-    if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
-    if value is not None and not isinstance(value, str):
-        raise CorruptFileError(
-            f"{files.where(name)}: chat_template must be a string or a list of named templates, "
-            f"found {type(value).__name__}"
-        )
-    return value
+    # The last is what models of images and text were published with.
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        value = (files.read_json(name) or {}).get("chat_template")
+        if isinstance(value, list):
+            named = {i.get("name"): i.get("template") for i in value if isinstance(i, dict)}
+            value = named.get("default")
+        if value is not None and not isinstance(value, str):
+            raise CorruptFileError(
+                f"{files.where(name)}: chat_template must be a string or a list of named "
+                f"templates, found {type(value).__name__}"
+            )
+        if value is not None:
+            return value
+    return None
 
 
 def _check_messages(messages: object) -> None:

@@ -110,6 +110,10 @@ def test_sources_in_a_directory(tmp_path: Path) -> None:
     assert rendered("one {{ bos_token }}") == "one <s>"
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "named"}]
     assert rendered(named) == "named"
+    # Of models of images and text, whose tokenizers may have one of their own.
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "processor"}')
+    assert rendered(named) == "named"
+    assert rendered(None) == "processor"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert rendered("one") == "file"
 

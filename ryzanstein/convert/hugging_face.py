@@ -33,6 +33,7 @@ _TEXTS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
 )
 _SCALE = "_scale"
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "U8": 1}

@@ -43,6 +43,7 @@ _PATTERNS = (
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",

@@ -23,6 +23,7 @@ SAFETENSORS = {
     "config.json": b"{}",
     "tokenizer.json": b"{}",
     "chat_template.jinja": b"hi",
+    "chat_template.json": b"{}",
     "model-00001-of-00002.safetensors": b"one",
     "model-00002-of-00002.safetensors": b"two",
     "model.safetensors.index.json": b"{}",

@@ -27,6 +27,7 @@ __all__ = [
     "random_tensors",
     "serialize",
     "store",
+    "with_images",
     "write_checkpoint",
 ]
 
@@ -141,6 +142,18 @@ def random_tensors(config: Config, seed: int, dtype: str = "F32") -> Tensors:
                 bias = 0.5 * rng.standard_normal(shape[:1])
                 tensors[f"{layer}{linear}.bias"] = store(bias, dtype)
     return tensors
+
+
+def with_images(tensors: Mapping[str, Stored]) -> Tensors:
+    """Return a text model's tensors as Gemma 3's are published, with some of those for images."""
+    parts = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+    sizes = {
+        "multi_modal_projector.mm_input_projection_weight": (8, 16),
+        "multi_modal_projector.mm_soft_emb_norm.weight": (8,),
+        "vision_tower.vision_model.post_layernorm.bias": (8,),
+        "vision_tower.vision_model.post_layernorm.weight": (8,),
+    }
+    return parts | {name: store(np.ones(size), "BF16") for name, size in sizes.items()}
 
 
 def norm_sizes(config: Config) -> dict[str, int]:

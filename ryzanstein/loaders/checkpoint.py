@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ryzanstein.errors import CorruptFileError, ModelLoadError, UnsupportedFormatError
@@ -9,7 +10,7 @@ from ryzanstein.loaders.json_file import read_json_object
 from ryzanstein.loaders.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,24 +43,44 @@ def require_directory(directory: Path) -> None:
 
 
 class Checkpoint:
-    """The tensors of a checkpoint directory by name, whichever file holds them."""
+    """The tensors of a checkpoint directory by name, whichever file holds them.
 
-    def __init__(self, directory: Path) -> None:
+    `left_out` counts those that it holds besides, which have no name here.
+    """
+
+    def __init__(self, directory: Path, name_of: Callable[[str], str | None] | None = None) -> None:
         """Map every weight file and check every header.
+
+        `name_of` tells what a stored tensor is called, None for one to leave out; by default all
+        are called what they are.
 
         Raises:
             ModelLoadError: the directory or one of its files is missing.
-            CorruptFileError: a header or the index is damaged.
+            CorruptFileError: a header or the index is damaged, or two tensors have one name.
         """
         require_directory(directory)
         self.path = directory
         if (directory / _SINGLE).exists():
             only = SafetensorsFile(directory / _SINGLE)
-            self._files = dict.fromkeys(only, only)
+            files = dict.fromkeys(only, only)
         elif (directory / _INDEX).exists():
-            self._files = _open_shards(directory)
+            files = _open_shards(directory)
         else:
             raise ModelLoadError(_nothing_found(directory))
+        self.left_out = 0
+        self._stored: dict[str, str] = {}
+        for stored in files:
+            name = stored if name_of is None else name_of(stored)
+            if name is None:
+                self.left_out += 1
+            elif name in self._stored:
+                raise CorruptFileError(
+                    f"{directory}: tensors {stored!r} and {self._stored[name]!r} are both "
+                    f"{name!r}; download the checkpoint again"
+                )
+            else:
+                self._stored[name] = stored
+        self._files = {name: files[stored] for name, stored in self._stored.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -69,11 +90,11 @@ class Checkpoint:
 
     def info(self, name: str) -> TensorInfo:
         """Return dtype, shape and size of a tensor."""
-        return self._files[name].info(name)
+        return replace(self._files[name].info(self._stored[name]), name=name)
 
     def view(self, name: str) -> NDArray[Any]:
         """Return a tensor as a read-only array (bfloat16 as uint16 bit patterns)."""
-        return self._files[name].view(name)
+        return self._files[name].view(self._stored[name])
 
     def rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
         """Return rows [begin, end) of a matrix."""
@@ -102,11 +123,11 @@ class Checkpoint:
 
     def release(self, name: str) -> None:
         """Let the kernel drop a tensor's resident pages."""
-        self._files[name].release(name)
+        self._files[name].release(self._stored[name])
 
     def where(self, name: str) -> str:
-        """Return the file and tensor, for errors."""
-        return f"{self._files[name].path}: tensor {name!r}"
+        """Return the file and tensor, by the name in the file, for errors."""
+        return f"{self._files[name].path}: tensor {self._stored[name]!r}"
 
 
 def _open_shards(directory: Path) -> dict[str, SafetensorsFile]:

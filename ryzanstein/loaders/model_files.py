@@ -16,6 +16,7 @@ from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
 from ryzanstein.loaders.gguf import GGUF_MAGIC
 from ryzanstein.loaders.gguf_files import GgufFiles
 from ryzanstein.loaders.json_file import read_json_object
+from ryzanstein.loaders.multimodal import text_model_config, text_tensor_name, wrapper_of
 from ryzanstein.loaders.slow_tokenizer import made_tokenizer_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from ryzanstein.loaders.gguf_grouped import GroupedTensor
     from ryzanstein.loaders.safetensors import TensorInfo
 
-__all__ = ["DirectoryFiles", "ModelFiles", "WeightSource", "open_files"]
+__all__ = ["DirectoryFiles", "ModelFiles", "TextModelFiles", "WeightSource", "open_files"]
+
+_CONFIG = "config.json"
 
 
 class WeightSource(Protocol):
@@ -116,7 +119,9 @@ class ModelFiles(Protocol):
         ...
 
     def notes(self) -> list[str]:
-        """Return what was corrected, because files like these are known to say it wrong."""
+        """Return as sentences what was corrected, because files like these are known to say it
+        wrong, and what was left out.
+        """
         ...
 
     def open_weights(self) -> WeightSource:
@@ -176,18 +181,49 @@ class DirectoryFiles:
         return Checkpoint(self.path)
 
 
+class TextModelFiles(DirectoryFiles):
+    """A directory in the Hugging Face layout of a model of images and text, as its text model's."""
+
+    def where(self, name: str) -> str:
+        """Return the path of a file, and what part of it is taken."""
+        path = super().where(name)
+        return f"{path} (its text model)" if name == _CONFIG else path
+
+    def read_json(self, name: str) -> dict[str, object] | None:
+        """Return a file's JSON object, None where there is no such file."""
+        values = super().read_json(name)
+        if name != _CONFIG or values is None:
+            return values
+        return text_model_config(values, super().where(name))
+
+    def notes(self) -> list[str]:
+        """Return what is left out of the model."""
+        wrapper = wrapper_of(super().read_json(_CONFIG) or {})
+        left_out = self.open_weights().left_out
+        return [
+            f"this is the text model of {wrapper}: images cannot be given to it, and {left_out} "
+            "tensors for them are not read"
+        ]
+
+    def open_weights(self) -> Checkpoint:
+        """Map every weight file and check every header; tensors for images have no name."""
+        return Checkpoint(self.path, text_tensor_name)
+
+
 def open_files(path: Path) -> ModelFiles:
     """Return the files of the model at a path.
 
     Raises:
         ModelLoadError: there is nothing there, or it cannot be read.
-        CorruptFileError: a GGUF file whose header is damaged.
+        CorruptFileError: a GGUF file whose header is damaged, or a config.json that is no object.
         UnsupportedFormatError: it is in no form that can be loaded.
     """
     named = path.suffix == ".gguf" and not path.is_dir()
     if named or (path.is_file() and _starts_with_magic(path)):
         return GgufFiles(path)
-    return DirectoryFiles(path)
+    directory = DirectoryFiles(path)
+    wraps = wrapper_of(directory.read_json(_CONFIG) or {}) is not None
+    return TextModelFiles(path) if wraps else directory
 
 
 def _starts_with_magic(path: Path) -> bool:

@@ -24,6 +24,7 @@ from ryzanstein.errors import (
     UnsupportedFormatError,
     ValidationError,
 )
+from ryzanstein.loaders.multimodal import TEXT_MODELS
 from ryzanstein.loaders.safetensors import TensorInfo
 from ryzanstein.models.bitnet import BITNET, BITNET_1BITLLM
 from ryzanstein.models.config import (
@@ -126,7 +127,7 @@ def read_architecture(files: ModelFiles) -> tuple[ModelConfig, Family]:
     if family is None:
         raise UnsupportedFormatError(
             f"{fields.name('architectures')} is {architecture!r}; supported are "
-            f"{', '.join(sorted(_FAMILIES))}"
+            f"{', '.join(sorted([*_FAMILIES, *TEXT_MODELS]))}"
         )
     return parse_config(fields, family), family
 

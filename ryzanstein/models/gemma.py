@@ -44,13 +44,22 @@ GEMMA3 = replace(
     k_norm="self_attn.k_norm.weight",
     local_rope=True,
     rope_theta=1000000.0,
+    # 4B, 12B and 27B are published with the fields that differ from these, and no others.
     defaults={
         "head_dim": 256,
         "hidden_activation": _GELU,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 4,
         "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
         "rope_local_base_freq": 10000.0,
         "sliding_window": 4096,
         "sliding_window_pattern": 6,
         "tie_word_embeddings": True,
+        "vocab_size": 262208,
     },
 )

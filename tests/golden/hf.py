@@ -61,13 +61,16 @@ class Reference:
 
     def __init__(self, directory: Path, config: Config, length: int) -> None:
         self._model = _load(directory, config)
+        # Beside the parts for images, where it has those.
+        self._text_model = getattr(self._model.model, "language_model", self._model.model)
         self.run(np.zeros(length, np.int32))
-        self._check_linears(quantization_config(config), config["num_hidden_layers"])
+        layers = config.get("text_config", config)["num_hidden_layers"]
+        self._check_linears(quantization_config(config), layers)
 
     def run(self, token_ids: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return hidden states [L + 1, T, hidden], as `Decoder.step` does, and logits [T, V]."""
         hidden: list[torch.Tensor] = []
-        inner = self._model.model
+        inner = self._text_model
         hooks = [
             layer.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
             for layer in inner.layers
@@ -96,7 +99,7 @@ class Reference:
     def _check_linears(self, quantization: Config, layers: int) -> None:
         automatic = quantization.get("linear_class") == "autobitlinear"
         quantised = AutoBitLinear if automatic else BitLinear
-        linears = [m for name, m in self._model.named_modules() if name.endswith("_proj")]
+        linears = [m for name, m in self._text_model.named_modules() if name.endswith("_proj")]
         assert len(linears) == 7 * layers
         for linear in linears:
             assert type(linear) is (quantised if quantization else torch.nn.Linear)

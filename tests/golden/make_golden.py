@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tolerances
-from checkpoints import Tensors, random_tensors, write_checkpoint
+from checkpoints import Tensors, random_tensors, with_images, write_checkpoint
 from golden.files import HERE, relative_error
 from golden.hf import Reference, inverse_frequencies, versions
 from golden.specs import (
@@ -51,9 +51,11 @@ def main() -> None:
 
 def make(spec: Spec) -> None:
     seed, tensors, prompt, greedy = search(spec)
+    config = spec.published or spec.config
+    stored = with_images(tensors) if spec.published else tensors
     with tempfile.TemporaryDirectory() as temporary:
-        directory = write_checkpoint(Path(temporary), spec.config, tensors, spec.shards)
-        reference = Reference(directory, spec.config, TEXT_TOKENS)
+        directory = write_checkpoint(Path(temporary), config, stored, spec.shards)
+        reference = Reference(directory, config, TEXT_TOKENS)
         hidden, logits = reference.run(prompt)
         generated = reference.generate(prompt, NEW_TOKENS)
         files = {f"file:{path.name}": path.read_bytes() for path in sorted(directory.iterdir())}

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from checkpoints import Config
 
 __all__ = [
+    "GEMMA3_TEXT_CONFIGS",
     "NEW_TOKENS",
     "PROMPT_TOKENS",
     "ROPE_LENGTHS",
@@ -42,12 +43,17 @@ _LLAMA3 = {
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One model: its config.json, the dtype of what is not packed, and how many files it fills."""
+    """One model: its config.json, the dtype of what is not packed, and how many files it fills.
+
+    A model of images and text has `published` for its config.json, and `config` is what its class
+    makes of the part for the text model.
+    """
 
     name: str
     config: Config
     dtype: str = "F32"
     shards: int = 1
+    published: Config | None = None
 
 
 def _bitnet(hidden: int, heads: int, kv_heads: int, inner: int, **other: Any) -> Config:
@@ -302,6 +308,53 @@ SPECS = (
         },
         dtype="F16",
     ),
+    # The form of google/gemma-3-4b-it, which says of its text model what differs from the class.
+    Spec(
+        "gemma3_images",
+        _gemma("Gemma3ForCausalLM", "gemma3_text", 16, 8, 4, 40)
+        | {
+            "head_dim": 8,
+            "max_position_embeddings": 131072,
+            "num_hidden_layers": 6,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-6,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_theta": 1000000.0,
+            "sliding_window_pattern": 6,
+            "tie_word_embeddings": True,
+        },
+        dtype="BF16",
+        shards=2,
+        published={
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "boi_token_index": 90,
+            "eoi_token_index": 91,
+            "eos_token_id": [1, 6],
+            "image_token_index": 92,
+            "mm_tokens_per_image": 4,
+            "model_type": "gemma3",
+            "text_config": {
+                "head_dim": 8,
+                "hidden_size": 16,
+                "intermediate_size": 40,
+                "model_type": "gemma3_text",
+                "num_hidden_layers": 6,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                "sliding_window": 12,
+                "vocab_size": 96,
+            },
+            "vision_config": {
+                "hidden_size": 8,
+                "image_size": 28,
+                "intermediate_size": 8,
+                "model_type": "siglip_vision_model",
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "patch_size": 14,
+            },
+        },
+    ),
     Spec(
         "gemma3",
         _gemma("Gemma3ForCausalLM", "gemma3_text", 64, 4, 2, 80)
@@ -317,6 +370,40 @@ SPECS = (
         dtype="BF16",
     ),
 )
+
+# What google/gemma-3-*-it say of their text models, in whole.
+GEMMA3_TEXT_CONFIGS: dict[str, Config] = {
+    "4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "12b": {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "27b": {
+        "head_dim": 128,
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 62,
+        "num_key_value_heads": 16,
+        "query_pre_attn_scalar": 168,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+}
 
 _LONGROPE = {
     "rope_type": "longrope",

@@ -283,6 +283,7 @@ def _has_row_scales(file: GgufFile, tensor: GgufTensor) -> bool:
         return True
     end = min(_SCALE_ROWS, tensor.shape[0])
     decoded = tensor.type.decode(file.view(tensor.name), tensor.shape, 0, end)
+    file.release(tensor.name)
     return row_scales(*decoded) is not None
 
 

@@ -39,6 +39,7 @@ PackedObjects: TypeAlias = "Mapping[str, Mapping[str, NDArray[Any]]]"
 _LOGGER = logging.getLogger(__name__)
 _FORMAT = 2  # of what is kept for a model
 _BLOCK_BYTES = 8 << 20  # written at a time: some huge pages
+_MOST_PIECES = os.sysconf("SC_IOV_MAX")  # that one write may gather
 _ALIGNMENT = 64  # of arrays, in the file and so in the mapping: a cache line
 _SUFFIX, _TEMPORARY = ".safetensors", ".tmp"
 _ABANDONED_SECONDS = 3600.0
@@ -191,29 +192,32 @@ def _write(path: Path, identity: str, objects: PackedObjects) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _blocks(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
-    """Yield what the pieces hold, block by block.
+def _blocks(pieces: Iterable[memoryview]) -> Iterator[list[memoryview]]:
+    """Yield what the pieces hold, block by block, in place.
 
-    The system keeps a block that is written whole and in place in huge pages, which is how it is
-    then mapped: 4 % faster to decode from.
+    The system keeps a block that is written whole, at a multiple of its size, in huge pages, which
+    is how it is then mapped: 4 % faster to decode from.
     """
-    block = memoryview(bytearray(_BLOCK_BYTES))
-    filled = 0
+    block: list[memoryview] = []
+    room = _BLOCK_BYTES
     for piece in pieces:
         while piece:
-            count = min(len(piece), _BLOCK_BYTES - filled)
-            block[filled : filled + count] = piece[:count]
-            piece = piece[count:]
-            filled += count
-            if filled == _BLOCK_BYTES:
+            block.append(piece[:room])
+            piece = piece[room:]
+            room -= len(block[-1])
+            if room == 0:
                 yield block
-                filled = 0
-    yield block[:filled]
+                block, room = [], _BLOCK_BYTES
+    yield block
 
 
-def _write_all(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
+def _write_all(descriptor: int, block: list[memoryview]) -> None:
+    while block:
+        written = os.writev(descriptor, block[:_MOST_PIECES])
+        while block and written >= len(block[0]):
+            written -= len(block.pop(0))
+        if block:
+            block[0] = block[0][written:]
 
 
 def _pieces(identity: str, objects: PackedObjects) -> Iterable[memoryview]:

@@ -347,6 +347,7 @@ class WeightReader:
             if (parts := self._checkpoint.ternary_rows(weight)) is not None:
                 for begin, codes, scales in parts:
                     matrix.pack_codes(row + begin, codes, scales)
+                    self._checkpoint.release(weight)
             elif quantization.mode == "online":
                 self._pack_floats(matrix, row, self._checkpoint.view(weight))
             else:

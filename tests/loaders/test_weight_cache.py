@@ -182,6 +182,16 @@ def test_what_a_killed_process_left_is_deleted_in_time(tmp_path: Path) -> None:
     assert busy.exists()
 
 
+def test_more_arrays_than_one_write_can_gather(tmp_path: Path) -> None:
+    """Between large ones, which one write of a block ends in the middle of."""
+    large = np.random.default_rng(0).integers(0, 256, (2, (9 << 20) + 5), np.uint8)
+    small = {f"{index}": np.full(index % 70, index % 256, np.uint8) for index in range(1500)}
+    objects: Objects = {"a": {"large": large[0]}, "b": small, "c": {"large": large[1]}}
+    cache = make(tmp_path)
+    cache.store("x", objects)
+    assert holds(cache, "x", objects)
+
+
 def test_a_place_that_cannot_be_written_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

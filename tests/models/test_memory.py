@@ -139,7 +139,14 @@ def write_blocks(path: Path, config: Config, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K"])
+def write_vocabulary(path: Path, kind: str, rows: int, *, is_tied: bool) -> Path:
+    """Write a GGUF file of a vocabulary of 256 columns and one small layer."""
+    sizes: Config = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    config: Config = LLAMA | sizes | {"vocab_size": rows, "tie_word_embeddings": is_tied}
+    return write_blocks(path, config, kind)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_K", "Q6_K"])
 def test_quantised_tensors_are_packed_without_floats(kind: str, tmp_path: Path) -> None:
     """35 MB of blocks or more: as float32 they would be 250 MB."""
     sizes: Config = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 1}
@@ -159,19 +166,15 @@ def test_quantised_tensors_are_packed_without_floats(kind: str, tmp_path: Path) 
         ("Q4_0", 1 << 17, False),
         ("Q8_0", 1 << 18, True),
         ("Q4_K", 1 << 18, True),
+        ("Q5_K", 1 << 18, True),
         ("Q6_K", 1 << 18, True),
     ],
 )
 def test_a_large_quantised_vocabulary_stays_codes(
     kind: str, rows: int, is_tied: bool, tmp_path: Path
 ) -> None:
-    """36 MB or more in the vocabulary of a model that has next to nothing else.
-
-    10 MB of every load are the interpreter's and the threads'.
-    """
-    sizes: Config = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
-    config: Config = LLAMA | sizes | {"vocab_size": rows, "tie_word_embeddings": is_tied}
-    path = write_blocks(tmp_path / "model.gguf", config, kind)
+    """36 MB or more in the vocabulary of a model that has next to nothing else."""
+    path = write_vocabulary(tmp_path / "model.gguf", kind, rows, is_tied=is_tied)
     size = path.stat().st_size
     assert size > 35 << 20
     for is_warm in (False, True):
@@ -195,6 +198,20 @@ def test_codes_beside_a_vocabulary_in_codes(kind: str, held: float, tmp_path: Pa
         peak, _, mapped_bytes = measure(path, "auto")
         assert (held < mapped_bytes / size < held + 0.05) == is_warm
         assert peak < 2 * size
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_K", "TQ1_0"])
+def test_what_a_load_takes_besides_is_a_few_megabytes(kind: str, tmp_path: Path) -> None:
+    """Of 2 to 11 MB packed: modules imported late, a huge page of the file's header and one that
+    the weights do not fill, and what a few rows are decoded in. 4 to 5 MB where this was written.
+    """
+    path = write_vocabulary(tmp_path / "model.gguf", kind, 1 << 15, is_tied=True)
+    peaks, packed = [], 0
+    for _ in range(2):
+        peak, _, packed = measure(path, "auto")
+        peaks.append(peak)
+    assert 2 << 20 < packed < 12 << 20
+    assert max(peaks) - packed < 8 << 20
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("int8", 8.5), ("int4", 4.5)])

@@ -16,7 +16,12 @@ from ryzanstein.loaders.checkpoint import Checkpoint, require_directory
 from ryzanstein.loaders.gguf import GGUF_MAGIC
 from ryzanstein.loaders.gguf_files import GgufFiles
 from ryzanstein.loaders.json_file import read_json_object
-from ryzanstein.loaders.multimodal import text_model_config, text_tensor_name, wrapper_of
+from ryzanstein.loaders.multimodal import (
+    text_model_config,
+    text_tensor_name,
+    text_tokenizer,
+    wrapper_of,
+)
 from ryzanstein.loaders.slow_tokenizer import made_tokenizer_json
 
 if TYPE_CHECKING:
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectoryFiles", "ModelFiles", "TextModelFiles", "WeightSource", "open_files"]
 
-_CONFIG = "config.json"
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 
 
 class WeightSource(Protocol):
@@ -138,6 +143,7 @@ class DirectoryFiles:
     """A directory in the Hugging Face layout.
 
     A tokenizer.json that it lacks is made from the files tokenizers had before, if those are there.
+    Its tokens are those of texts: no image is ever read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,10 +167,17 @@ class DirectoryFiles:
 
     def read_text(self, name: str) -> str | None:
         """Return a file's text, None where there is no such file."""
+        text = self._stored_text(name)
+        if name != _TOKENIZER:
+            return text
+        if text is None and (made := made_tokenizer_json(self.path)) is not None:
+            text = json.dumps(made, ensure_ascii=False)
+        return None if text is None else text_tokenizer(text)
+
+    def _stored_text(self, name: str) -> str | None:
         path = self.path / name
         if not path.is_file():
-            made = made_tokenizer_json(self.path) if name == "tokenizer.json" else None
-            return None if made is None else json.dumps(made, ensure_ascii=False)
+            return None
         try:
             return path.read_text("utf-8")
         except OSError as error:

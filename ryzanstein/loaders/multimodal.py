@@ -7,6 +7,8 @@ the text model alone would have saved, and what images need is left out.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,14 @@ from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["TEXT_MODELS", "TextModel", "text_model_config", "text_tensor_name", "wrapper_of"]
+__all__ = [
+    "TEXT_MODELS",
+    "TextModel",
+    "text_model_config",
+    "text_tensor_name",
+    "text_tokenizer",
+    "wrapper_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,9 @@ _PREFIXES = {
     "model.language_model.": "model.",
 }
 _IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.")
+# Of Gemma 3's tokenizer, that of the models without images too.
+_IMAGE_TOKEN = "<image_soft_token>"
+_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 _OF_IMAGES = (*_IMAGE_PARTS, *(f"model.{part}" for part in _IMAGE_PARTS))
 
 
@@ -92,3 +104,23 @@ def text_tensor_name(stored: str) -> str | None:
         if stored.startswith(prefix):
             return plain + stored.removeprefix(prefix)
     return stored
+
+
+def text_tokenizer(content: str) -> str:
+    """Return a tokenizer.json without the token that stands for a piece of an image, if it is last.
+
+    The smallest Gemma 3 has no row for it. Without it a text that holds its name is only text, as
+    it is in the files of llama.cpp's converter. Only the list it is in is parsed: files are long.
+    """
+    found = _ADDED_TOKENS.search(content) if _IMAGE_TOKEN in content else None
+    if found is None:
+        return content
+    try:
+        tokens, end = json.JSONDecoder().raw_decode(content, found.end())
+        last = max(tokens, key=lambda token: int(token["id"]))
+        if last["content"] != _IMAGE_TOKEN:  # the ids of tokens after it would move
+            return content
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return content  # no tokenizer, which its reader finds
+    tokens.remove(last)
+    return f"{content[: found.end()]}{json.dumps(tokens, ensure_ascii=False)}{content[end:]}"

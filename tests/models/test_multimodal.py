@@ -11,9 +11,9 @@ from checkpoints import Tensors, parse, random_tensors, store, with_images, writ
 from golden.engine import Sequence
 from golden.files import load_golden
 from golden.specs import GEMMA3_TEXT_CONFIGS, SPECS
-from support import byte_level
+from support import byte_level, copy_embedded
 
-from ryzanstein import CorruptFileError, ModelLoadError, UnsupportedFormatError
+from ryzanstein import LLM, CorruptFileError, ModelLoadError, UnsupportedFormatError
 from ryzanstein.convert import convert_model
 from ryzanstein.loaders.model_files import open_files
 from ryzanstein.model_info import describe_model
@@ -119,6 +119,50 @@ def write_with_tokenizer(directory: Path) -> Path:
     golden.write(directory)
     (directory / "tokenizer.json").write_text(byte_level().to_str())
     return directory
+
+
+def write_placeholder(directory: Path, *, others: int = 0) -> Path:
+    """Write the embedded model with a token for images that it has no row for."""
+    model = copy_embedded(directory)
+    content = json.loads((model / "tokenizer.json").read_text())
+    names = ["<image_soft_token>", *(f"<other {index}>" for index in range(others))]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] += [
+        {"id": 4096 + index, "content": name, "special": True} | flags
+        for index, name in enumerate(names)
+    ]
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    return model
+
+
+def test_a_token_for_images_is_text(tmp_path: Path) -> None:
+    """Gemma 3 1B has no row for it, and 4B one that no text was trained with."""
+    model = write_placeholder(tmp_path / "model")
+    text = "a <image_soft_token> b"
+    with LLM(model, threads=1) as llm, LLM(threads=1) as plain:
+        assert llm.tokenizer.encode(text) == plain.tokenizer.encode(text)
+        assert llm.tokenizer.vocabulary == plain.tokenizer.vocabulary
+    path = convert_model(open_files(model), tmp_path / "model.gguf", "tq2_0").path
+    assert Tokenizer.from_files(open_files(path)).vocab_size == 4096
+
+
+def test_a_token_for_images_before_others_stays(tmp_path: Path) -> None:
+    """Who adds tokens adds rows for all of them; without this one the others would move."""
+    model = write_placeholder(tmp_path / "model", others=2)
+    tokenizer = Tokenizer.from_files(open_files(model))
+    assert tokenizer.vocab_size == 4096 + 3
+    assert tokenizer.encode("<image_soft_token><other 1>")[-2:] == [4096, 4098]
+    with pytest.raises(CorruptFileError, match="the tokenizer has 4099 tokens, but the model only"):
+        LLM(model)
+
+
+@pytest.mark.parametrize("added", ["[", "[1]", "[{}]", '[{"id": "x"}]', "[]", "7"])
+def test_damaged_lists_of_tokens(added: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(
+        f'{{"x": "<image_soft_token>", "added_tokens": {added}}}'
+    )
+    with pytest.raises(CorruptFileError, match="is not a tokenizer"):
+        Tokenizer.from_files(open_files(tmp_path))
 
 
 def test_info_says_what_is_left_out(tmp_path: Path) -> None:

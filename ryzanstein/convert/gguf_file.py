@@ -23,7 +23,6 @@ from ryzanstein.convert.gguf_tokenizer import write_tokenizer
 from ryzanstein.convert.report import FLOAT_ACTIVATIONS, ChangeMeter, TensorChange
 from ryzanstein.errors import QuantizationError, UnsupportedFormatError
 from ryzanstein.loaders.gguf import GgufFile
-from ryzanstein.loaders.gguf_rope import ROPE_FACTORS
 from ryzanstein.progress import byte_progress
 
 if TYPE_CHECKING:
@@ -147,8 +146,8 @@ class GgufFormat:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             with byte_progress("Writing", self.nbytes) as advance:
-                if self._rope_factors is not None:
-                    writer.write_tensor_data(self._rope_factors)
+                for factors in self._rope_factors.values():
+                    writer.write_tensor_data(factors)
                 for planned in self._plan:
                     lazy = _LazyTensor(planned.nbytes, self._slabs(planned, advance))
                     writer.write_tensor_data(cast("NDArray[Any]", lazy))
@@ -158,9 +157,8 @@ class GgufFormat:
 
     def _add_tensors(self, writer: GGUFWriter) -> None:
         plain = np.dtype(np.float32)
-        if self._rope_factors is not None:
-            factors = self._rope_factors
-            writer.add_tensor_info(ROPE_FACTORS, factors.shape, plain, factors.nbytes)
+        for name, factors in self._rope_factors.items():
+            writer.add_tensor_info(name, factors.shape, plain, factors.nbytes)
         for planned in self._plan:
             shape = planned.tensor.shape
             writer.add_tensor_info(planned.name, shape, plain, planned.nbytes, planned.type)

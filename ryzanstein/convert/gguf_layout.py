@@ -11,6 +11,7 @@ from gguf import GGUFWriter, RopeScalingType
 
 from ryzanstein.errors import UnsupportedFormatError
 from ryzanstein.loaders.gguf_config import ARCHITECTURES, LARGEST_GEMMA, WINDOW_PATTERNS
+from ryzanstein.loaders.gguf_rope import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
 from ryzanstein.models.rope import RopeConfig, inverse_frequencies
 
 if TYPE_CHECKING:
@@ -128,9 +129,13 @@ class GgufLayout:
         if rope.kind == "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope.factor)
+        elif rope.kind in ("llama3", "longrope") and not self.architecture.permuted:
+            raise self._unsupported(f"{rope.kind} rotary scaling")
+        elif rope.kind == "longrope":
+            writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
+            writer.add_rope_scaling_orig_ctx_len(rope.original_context)
+            writer.add_rope_scaling_attn_factors(rope.attention_factor)
         elif rope.kind == "llama3":
-            if not self.architecture.permuted:
-                raise self._unsupported("llama3 rotary scaling")
             bands = rope.low_freq_factor, rope.high_freq_factor
             if bands != _LLAMA3_BANDS:
                 raise self._unsupported(f"llama3 rotary scaling with bands {bands}")
@@ -187,14 +192,19 @@ class GgufLayout:
             f"GGUF's architecture {self.name} cannot say {what}; use the Hugging Face directory"
         )
 
-    def rope_factors(self, config: ModelConfig) -> F32Array | None:
-        """Return float32 [head_dim / 2]: what Llama 3's frequencies are divided by, if they are."""
+    def rope_factors(self, config: ModelConfig) -> dict[str, F32Array]:
+        """Return by tensor float32 [head_dim / 2]: what frequencies are divided by."""
         rope = config.ropes[0]
+        if rope.kind == "longrope":
+            return {
+                LONG_FACTORS: np.array(rope.long_factor, np.float32),
+                SHORT_FACTORS: np.array(rope.short_factor, np.float32),
+            }
         if rope.kind != "llama3":
-            return None
+            return {}
         plain = rope.theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
         factors = plain / inverse_frequencies(rope, config.head_dim)
-        return factors.astype(np.float32)
+        return {ROPE_FACTORS: factors.astype(np.float32)}
 
 
 def choose_layout(config: ModelConfig) -> GgufLayout:

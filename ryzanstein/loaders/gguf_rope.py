@@ -14,12 +14,13 @@ from ryzanstein.errors import CorruptFileError, UnsupportedFormatError
 if TYPE_CHECKING:
     from ryzanstein.loaders.gguf_metadata import Metadata
 
-__all__ = ["ROPE_DIVISORS", "ROPE_FACTORS", "rope_config"]
+__all__ = ["LONG_FACTORS", "ROPE_DIVISORS", "ROPE_FACTORS", "SHORT_FACTORS", "rope_config"]
 
 ROPE_FACTORS = "rope_freqs.weight"
-_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+LONG_FACTORS = "rope_factors_long.weight"
+SHORT_FACTORS = "rope_factors_short.weight"
 # By the kind of scaling that they are of.
-_KINDS = {ROPE_FACTORS: "none", _LONG: "longrope", _SHORT: "longrope"}
+_KINDS = {ROPE_FACTORS: "none", LONG_FACTORS: "longrope", SHORT_FACTORS: "longrope"}
 ROPE_DIVISORS = frozenset(_KINDS)
 _YARN_FACTORS = ("yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier")
 _LLAMA3 = {
@@ -95,8 +96,8 @@ def _longrope(metadata: Metadata, factor: Any, head_dim: Any) -> dict[str, Any]:
         "rope_type": "longrope",
         "original_max_position_embeddings": metadata.value("rope.scaling.original_context_length"),
         "attention_factor": metadata.value("rope.scaling.attn_factor", 1.0),
-        "short_factor": _divisors(metadata, _SHORT, head_dim),
-        "long_factor": _divisors(metadata, _LONG, head_dim),
+        "short_factor": _divisors(metadata, SHORT_FACTORS, head_dim),
+        "long_factor": _divisors(metadata, LONG_FACTORS, head_dim),
     }
 
 

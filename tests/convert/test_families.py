@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import gguf
@@ -18,7 +19,7 @@ from ryzanstein import UnsupportedFormatError
 from ryzanstein.convert import convert_model
 from ryzanstein.loaders.gguf import GgufFile
 from ryzanstein.loaders.model_files import DirectoryFiles, open_files
-from ryzanstein.models import load_model
+from ryzanstein.models import load_model, read_config
 from ryzanstein.quant import to_float32
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _REAL: dict[str, Config] = {
 CONFIGS: dict[str, Config] = {
     spec.name: spec.config | {"vocab_size": 260} | _REAL.get(spec.name, {}) for spec in SPECS
 }
-DENSE = ["llama_dense", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
+DENSE = ["llama_dense", "llama_longrope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
 # Whole blocks of 32 and of 256 weights.
 SIZES_32 = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES_32 |= {"head_dim": 16, "intermediate_size": 128}
@@ -153,6 +154,18 @@ def test_hyperparameters_of_gemma(tmp_path: Path) -> None:
     path = convert_model(DirectoryFiles(model), tmp_path / "second.gguf", "q8_0").path
     assert GgufFile(path).metadata["gemma2.attn_logit_softcapping"] == 5.0
     assert GgufFile(path).metadata["gemma2.final_logit_softcapping"] == 20.0
+
+
+def test_longrope_is_read_as_it_was_written(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", CONFIGS["llama_longrope"] | SIZES_32)
+    path = convert_model(DirectoryFiles(model), tmp_path / "out.gguf", "q8_0").path
+    (rope,), (copy,) = (read_config(open_files(where)).ropes for where in (model, path))
+    # The factor is only what the attention factor is made from.
+    assert replace(copy, attention_factor=1.0, factor=rope.factor) == replace(
+        rope, attention_factor=1.0
+    )
+    assert copy.attention_factor == pytest.approx(rope.attention_factor, rel=1e-6)
+    assert rope.attention_factor > 1.3
 
 
 def test_a_window_that_gguf_cannot_say_limits_the_context(tmp_path: Path) -> None:

@@ -33,6 +33,14 @@ _SIZES = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2
 _SIZES |= {"intermediate_size": 512, "vocab_size": 260, "tie_word_embeddings": True}
 # Where llama.cpp decides, what it decides for real models.
 _REAL: dict[str, Config] = {
+    # Beyond the original context from the first token on, as both engines count.
+    "llama_longrope": {
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0 + i / 8 for i in range(32)],
+            "long_factor": [1.0 + i * 1.5 for i in range(32)],
+        }
+    },
     "qwen2": {"use_sliding_window": False},
     "gemma2": {"query_pre_attn_scalar": 64},
     "gemma3": {"query_pre_attn_scalar": 64},
@@ -41,7 +49,16 @@ _REAL: dict[str, Config] = {
 _PROMPTS = {"mistral": np.arange(1, 13)}
 _PROMPT = np.arange(1, 41)
 _ROUNDED_ACTIVATIONS = 0.05
-_FAMILIES = ["llama_dense", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
+_FAMILIES = [
+    "llama_dense",
+    "llama_longrope",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+]
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, misc, unused-ignore]

@@ -236,7 +236,7 @@ class LLM:
             num_blocks = -(-longest // _core.PAGE_TOKENS)
             cache = _core.PagedCache(*shape, num_blocks, "f16")
             rope_set = self._engine.rope_set(longest)
-            return DraftModelProposer(self._engine.decoder, cache, rope_set)
+            return DraftModelProposer(self._engine.decoder, config.vocab_size, cache, rope_set)
 
         return make
 

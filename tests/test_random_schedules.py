@@ -279,7 +279,7 @@ class World:
         source = visit.source
         if source == "draft model":
             model = decoder(self.isa, 1)
-            return DraftModelProposer(model.decoder, model.cache(7))
+            return DraftModelProposer(model.decoder, model.vocab_size, model.cache(7))
         if isinstance(source, str):
             return PROPOSERS[source]()
         assert source is not None

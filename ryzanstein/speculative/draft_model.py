@@ -24,13 +24,19 @@ class DraftModelProposer:
     """Guesses what a second decoder would say, in a cache of its own.
 
     Args:
-        decoder: the smaller model; its vocabulary is that of the model it guesses for.
+        decoder: the smaller model; its vocabulary is that of the model it guesses for, of which it
+            may lack the last tokens: behind one of these it guesses no more.
+        vocab_size: its tokens.
         cache: pages for one sequence, of the decoder's shape.
         rope_set: which of the decoder's frequencies rotate that sequence.
     """
 
-    def __init__(self, decoder: _core.Decoder, cache: _core.PagedCache, rope_set: int = 0) -> None:
+    def __init__(
+        self, decoder: _core.Decoder, vocab_size: int, cache: _core.PagedCache, rope_set: int = 0
+    ) -> None:
         self._decoder = decoder
+        self._vocab_size = vocab_size
+        self._knows_all = True
         self._cache = cache
         self._rope_sets = np.array([rope_set], np.int32)
         self._capacity = cache.num_blocks * _core.PAGE_TOKENS
@@ -42,11 +48,12 @@ class DraftModelProposer:
     def extend(self, token_ids: Sequence[int]) -> None:
         """Take tokens that follow those taken before."""
         self._tokens.extend(token_ids)
+        self._knows_all = self._knows_all and all(t < self._vocab_size for t in token_ids)
 
     def propose(self, max_tokens: int) -> Draft:
         """Return the draft model's next tokens, as many as its cache has room for."""
         room = min(max_tokens, self._capacity - len(self._tokens))
-        if room < 1 or not self._tokens:
+        if room < 1 or not self._tokens or not self._knows_all:
             return NO_DRAFT
         self._forget_wrong_guesses()
         pending = self._tokens[len(self._computed) :]

@@ -30,7 +30,7 @@ def text() -> list[int]:
 def proposer(model: LoadedModel, blocks: int = 4) -> DraftModelProposer:
     config = model.config
     cache = _core.PagedCache(config.num_layers, config.num_kv_heads, config.head_dim, blocks, "f16")
-    return DraftModelProposer(model.decoder, cache)
+    return DraftModelProposer(model.decoder, config.vocab_size, cache)
 
 
 def test_guesses_are_the_models_own_greedy_tokens(model: LoadedModel, text: list[int]) -> None:
@@ -58,3 +58,15 @@ def test_a_full_cache_ends_the_draft(model: LoadedModel, text: list[int]) -> Non
     assert len(guesser.propose(8).token_ids) == 2
     guesser.extend([1, 2])
     assert list(guesser.propose(8).token_ids) == []
+
+
+def test_a_token_that_it_does_not_know_ends_the_guesses(
+    model: LoadedModel, text: list[int]
+) -> None:
+    """The model it guesses for may have rows for more tokens, of images for example."""
+    guesser = proposer(model)
+    guesser.extend(text[:4])
+    assert len(guesser.propose(2).token_ids) == 2
+    guesser.extend([model.config.vocab_size])
+    guesser.extend(text[4:6])
+    assert list(guesser.propose(2).token_ids) == []

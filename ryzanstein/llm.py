@@ -521,8 +521,11 @@ class LLM:
                 f"logits of {len(ids)} tokens need {len(ids) * self.config.vocab_size * 4 >> 20} "
                 "MiB; pass fewer tokens, or use score"
             ) from error
-        for start, logits in self._engine.logits(ids):
+
+        def take(start: int, logits: F32Array) -> None:
             result[start : start + len(logits)] = logits
+
+        self._engine.logits(ids, take)
         return result
 
     def score(self, text: Prompt) -> F32Array:
@@ -541,9 +544,12 @@ class LLM:
         if len(ids) < 2:
             raise ValidationError("score needs at least two tokens: the first has no probability")
         result = np.empty(len(ids) - 1, np.float32)
-        for start, logits in self._engine.logits(ids[:-1]):
+
+        def take(start: int, logits: F32Array) -> None:
             end = start + len(logits)
             result[start:end] = _core.score_rows(logits, ids[start + 1 : end + 1])
+
+        self._engine.logits(ids[:-1], take)
         return result
 
     def _generate(

@@ -101,7 +101,7 @@ class Constraint:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._eos_token_id = eos_token_id
-        self._num_taken: int | None = 0
+        self._num_taken = 0
 
     def follow(self, generated: I32Array) -> None:
         """Take the tokens generated so far, int32 [n]; those taken before cost nothing.
@@ -109,16 +109,11 @@ class Constraint:
         Raises:
             DistributionError: the grammar does not allow them.
         """
-        if self._num_taken is None:  # interrupted on the way: begin again
-            self._matcher.reset()
-            self._num_taken = 0
         if self._num_taken == len(generated):
             return
-        new = generated[self._num_taken :].tolist()
-        self._num_taken = None
-        self._matcher.consume_tokens(new)
-        self._require_sound()
+        self._matcher.consume_tokens(generated[self._num_taken :].tolist())
         self._num_taken = len(generated)
+        self._require_sound()
 
     def apply(self, logits: F32Array) -> F32Array:
         """Return float32 [V] logits with -infinity for the tokens that may not come next.

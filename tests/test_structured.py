@@ -105,14 +105,6 @@ def test_forks_go_their_own_ways() -> None:
     assert again.forced() == [TOKENIZER.eos_token_ids[0]]
 
 
-def test_an_interrupted_constraint_begins_again() -> None:
-    constraint = compiled("choice", ["abc"])
-    constraint.follow(tokens_of("a"))
-    constraint._num_taken = None  # Ctrl-C between the matcher and this
-    constraint.follow(tokens_of("ab"))
-    assert TOKENIZER.decode(constraint.forced()) == "c"
-
-
 def test_what_was_compiled_once_is_kept_as_it_was() -> None:
     for _ in range(2):
         constraint = compiled("choice", ["ab", "ac"])

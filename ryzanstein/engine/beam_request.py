@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ryzanstein import _core
@@ -22,17 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["BeamRequest"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    search: BeamSearch
-    forks: list[tuple[Sequence, Sequence]]
-
-
 class BeamRequest:
     """Follows the beams of one search to its completion.
 
     Each beam is a sequence, computed until its next tokens are known and then set aside until those
-    of all are. The next beams are forks of these.
+    of all are. The next beams are forks of these. `sequences` has that of each beam, in order.
 
     Args:
         sequence: the prompt, which is the first beam.
@@ -42,32 +34,22 @@ class BeamRequest:
 
     def __init__(self, sequence: Sequence, search: BeamSearch, tokenizer: Tokenizer) -> None:
         self._prompt = sequence
-        # One assignment takes a round to the next, so an interrupt leaves no half of one.
-        self._round = _Round(search, [(sequence, sequence)])
+        self._search = search
+        self.sequences = [sequence]
         self._tokenizer = tokenizer
         self._created = time.perf_counter()
         self._first_token: float | None = None
         sequence.beams = self
 
     @property
-    def forks(self) -> list[tuple[Sequence, Sequence]]:
-        """Return the sequence of each beam, and that of the round before which it is a fork of."""
-        return self._round.forks
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """Return all sequences that the engine may hold for this request."""
-        return [sequence for pair in self.forks for sequence in pair]
-
-    @property
     def has_news(self) -> bool:
         """Return whether `take` has something to return or to raise."""
-        return self._round.search.done or any(s.error is not None for s, _ in self.forks)
+        return self._search.done or any(s.error is not None for s in self.sequences)
 
     @property
     def is_ready(self) -> bool:
         """Return whether the next tokens of every beam are known."""
-        return not self._round.search.done and all(s.is_held for s, _ in self.forks)
+        return not self._search.done and all(s.is_held for s in self.sequences)
 
     def candidates(self, logits: F32Array) -> Candidates:
         """Return what the search has to know of float32 [V] logits.
@@ -75,21 +57,22 @@ class BeamRequest:
         Raises:
             DistributionError: they are not numbers.
         """
-        _, top = _core.log_probs(logits, 0, min(self._round.search.num_candidates, len(logits)))
+        _, top = _core.log_probs(logits, 0, min(self._search.num_candidates, len(logits)))
         return top
 
-    def advance(self) -> None:
-        """Choose the next beams, and fork those that they lengthen."""
-        search = copy.copy(self._round.search)
-        parents = search.advance([sequence.candidates or () for sequence, _ in self.forks])
+    def advance(self) -> list[tuple[Sequence, Sequence]]:
+        """Choose the next beams; return the sequence of each, and that which it is a fork of."""
+        parents = self._search.advance([s.candidates or () for s in self.sequences])
         self._first_token = self._first_token or time.perf_counter()
         forks: list[tuple[Sequence, Sequence]] = []
-        for beam, parent in zip(search.beams, parents, strict=True):
-            origin, _ = self.forks[parent]
-            fork = origin.fork(origin.seed)
-            fork.append(beam.token_ids[-1])
-            forks.append((fork, origin))
-        self._round = _Round(search, [] if search.done else forks)
+        if not self._search.done:
+            for beam, parent in zip(self._search.beams, parents, strict=True):
+                origin = self.sequences[parent]
+                fork = origin.fork(origin.seed)
+                fork.append([beam.token_ids[-1]])
+                forks.append((fork, origin))
+        self.sequences = [fork for fork, _ in forks]
+        return forks
 
     def take(self) -> list[Piece]:
         """Return the completion in a piece without text, once the search is done.
@@ -97,7 +80,7 @@ class BeamRequest:
         Raises:
             DistributionError: a beam's logits were not numbers.
         """
-        for sequence, _ in self.forks:
+        for sequence in self.sequences:
             if sequence.error is not None:
                 raise sequence.error
         return [Piece("", (), completion=self._complete())]
@@ -105,7 +88,7 @@ class BeamRequest:
     def _complete(self) -> Completion:
         now = time.perf_counter()
         first = self._first_token or now
-        found = self._round.search.found
+        found = self._search.found
         num_rounds = max(len(beam.token_ids) for _, beam in found)
         prompt = self._prompt
         return make_completion(
@@ -121,7 +104,7 @@ class BeamRequest:
             self._tokenizer, prompt.buffer[: prompt.num_prompt_tokens].tolist()
         )
         *before, last = beam.token_ids
-        stopped = last in self._round.search.stop_ids
+        stopped = last in self._search.stop_ids
         shown = before if stopped else beam.token_ids
         return Choice(
             index=index,

@@ -125,10 +125,8 @@ class BlockManager:
             )
         start = table.num_tokens
         unshare = num_tokens > 0 and self._last_is_shared(table)
-        # Before any page changes hands: a table that is longer than it should be shows that this
-        # was interrupted.
-        table.num_tokens += num_tokens
         copies = (self._unshare_last(table),) if unshare else ()
+        table.num_tokens += num_tokens
         while len(table.block_ids) * self.block_tokens < table.num_tokens:
             table.block_ids.append(self._take())
         return Reservation(self._slots(table, start), copies)

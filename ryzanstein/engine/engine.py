@@ -12,6 +12,7 @@ from ryzanstein import _core
 from ryzanstein.engine.batch import Chunk, run_step
 from ryzanstein.engine.block_manager import BlockManager
 from ryzanstein.engine.eviction import make_policy
+from ryzanstein.engine.interrupts import Interruptible
 from ryzanstein.engine.prefix_cache import PageChain, PrefixCache
 from ryzanstein.engine.prefix_file import PrefixFile, StoredPage, write_prefix_file
 from ryzanstein.engine.scheduler import Scheduler
@@ -21,7 +22,7 @@ from ryzanstein.speculative.draft_length import DraftLength
 from ryzanstein.speculative.drafter import Drafter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
     from collections.abc import Sequence as ABCSequence
     from pathlib import Path
 
@@ -41,7 +42,7 @@ def _hash(text: str) -> bytes:
 
 
 class Engine:
-    """Sequences, pages and a decoder. One thread at a time.
+    """Sequences, pages and a decoder. One thread at a time, `Uninterrupted` if it is the main one.
 
     Args:
         decoder: computes.
@@ -102,8 +103,8 @@ class Engine:
 
         A sequence with no token to draw (NaN logits, a logits processor that fails) ends with
         `error` set; its neighbours go on.
-        If the step itself fails or is interrupted, every sequence is as it was before, but that
-        tokens of its last page may have to be computed again.
+        If the step itself fails or is interrupted, every sequence that has drawn nothing yet is as
+        it was before, but that tokens of its last page may have to be computed again.
         """
         self.scheduler.retire()
         for beams in {sequence.beams: None for sequence in self.scheduler.held}:
@@ -120,7 +121,8 @@ class Engine:
             planned = self.scheduler.schedule()
             if not planned:
                 return
-            logits = run_step(self.decoder, self._cache, [chunk for _, chunk in planned])
+            with Interruptible():
+                logits = run_step(self.decoder, self._cache, [chunk for _, chunk in planned])
             row = 0
             for sequence, chunk in planned:
                 self._settle(sequence, chunk, logits[row : row + chunk.num_logit_rows])
@@ -135,11 +137,7 @@ class Engine:
 
     def release(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not, and free its pages."""
-        try:
-            self.scheduler.release(sequence)
-        except BaseException:
-            self.scheduler.rollback()
-            raise
+        self.scheduler.release(sequence)
 
     def save_prefixes(self, path: Path) -> int:
         """Write every cached page to a file and return how many there are.
@@ -159,12 +157,13 @@ class Engine:
             )
             for page in pages
         ]
-        write_prefix_file(
-            path,
-            self._fingerprints,
-            stored,
-            lambda i: self._cache.store_block(pages[i].block_id),
-        )
+        with Interruptible():
+            write_prefix_file(
+                path,
+                self._fingerprints,
+                stored,
+                lambda i: self._cache.store_block(pages[i].block_id),
+            )
         return len(pages)
 
     def load_prefixes(self, path: Path) -> int:
@@ -190,7 +189,8 @@ class Engine:
                 self.blocks.attach(table, match)
                 for i in missing:
                     self.blocks.append(table, _core.PAGE_TOKENS)
-                    self._cache.load_block(table.block_ids[-1], file.read(i))
+                    with Interruptible():
+                        self._cache.load_block(table.block_ids[-1], file.read(i))
                     self.blocks.share(table, chain, table.num_tokens)
             finally:
                 self.blocks.free(table)
@@ -204,7 +204,7 @@ class Engine:
             )
         return self.prefixes
 
-    def logits(self, token_ids: I32Array) -> Iterator[tuple[int, F32Array]]:
+    def logits(self, token_ids: I32Array) -> Generator[tuple[int, F32Array], None, None]:
         """Yield (first position, logits float32 [n, V]) for consecutive chunks of int32 [T] tokens.
 
         Running sequences may be preempted to make room. The pages are freed when the iterator ends
@@ -217,11 +217,7 @@ class Engine:
             raise ContextLengthError(
                 f"{len(token_ids)} tokens do not fit in a context of {self.config.context_length}"
             )
-        try:
-            self.scheduler.make_room(self.blocks.blocks_for(len(token_ids)))
-        except BaseException:
-            self.scheduler.rollback()
-            raise
+        self.scheduler.make_room(self.blocks.blocks_for(len(token_ids)))
         table = self.blocks.allocate()
         start, n = 0, 1
         try:
@@ -236,7 +232,8 @@ class Engine:
                     len(piece),
                     rope_set=self.config.rope_set(len(token_ids)),
                 )
-                logits = run_step(self.decoder, self._cache, [chunk])
+                with Interruptible():
+                    logits = run_step(self.decoder, self._cache, [chunk])
                 yield start, logits
                 start += len(piece)
                 n = self._rows_per_step(logits.shape[1])
@@ -290,33 +287,25 @@ class Engine:
         """Let a sequence's branches go on from its pages, each with a first token of its own."""
         while sequence.branches:
             branch = sequence.branches[0]
-            self._share_pages(branch, sequence, num_computed)
-            if not len(branch.generated):
-                self._draw(branch, logits)
-            self.scheduler.add_fork(branch, sequence)
+            self._draw(branch, logits)  # first: what fails or is interrupted is done again
             del sequence.branches[0]
+            self._add_fork(branch, sequence, num_computed)
 
     def _next_round(self, beams: BeamRequest) -> None:
-        """Take a beam search to its next round, if it is ready.
+        """Take a beam search to its next round, if it is ready."""
+        if not beams.is_ready:
+            return
+        last_round = beams.sequences
+        for fork, origin in beams.advance():
+            self._add_fork(fork, origin, origin.num_computed)
+        for sequence in last_round:
+            self.scheduler.release(sequence)
 
-        An interrupt may come anywhere: what was not done is done when this is called again.
-        """
-        if beams.is_ready:
-            beams.advance()
-        for fork, origin in beams.forks:
-            if not self.scheduler.knows(fork):
-                self._share_pages(fork, origin, origin.num_computed)
-                self.scheduler.add_fork(fork, origin)
-        followed = [fork for fork, _ in beams.forks]
-        for sequence in [s for s in self.scheduler.held if s.beams is beams]:
-            if sequence not in followed:
-                self.scheduler.release(sequence)
-
-    def _share_pages(self, fork: Sequence, origin: Sequence, num_tokens: int) -> None:
-        """Let a sequence begin with the pages of another's first `num_tokens` tokens."""
-        self.scheduler.release(fork)  # what an interrupt left half done
+    def _add_fork(self, fork: Sequence, origin: Sequence, num_tokens: int) -> None:
+        """Let a sequence go on from the pages of another's first `num_tokens` tokens."""
         if origin.table is not None:
             fork.table = self.blocks.fork(origin.table)
             self.blocks.truncate(fork.table, num_tokens)
             fork.num_computed = num_tokens
         self._equip(fork)
+        self.scheduler.add_fork(fork, origin)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from ryzanstein.engine.interrupts import Interruptible
+
 __all__ = ["FairLock"]
 
 
@@ -13,6 +15,9 @@ class FairLock:
 
     A step takes nearly all the time between two of them, so with a plain lock the thread that steps
     would nearly always win, and others would neither hand in a request nor read their own.
+
+    The main thread has to be `Uninterrupted` from before it asks until it has let go; waiting is
+    `Interruptible`.
     """
 
     def __init__(self) -> None:
@@ -39,7 +44,8 @@ class FairLock:
         finally:
             self._guard.release()
         try:
-            turn.acquire()  # handed over by release
+            with Interruptible():
+                turn.acquire()  # handed over by release
         except BaseException:
             self._give_up(turn)
             raise

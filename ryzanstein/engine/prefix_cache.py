@@ -164,7 +164,6 @@ class PrefixCache:
         page = CachedPage(key, chain.namespace, chain.tokens(depth), parent, block_id, depth)
         self._evicted.pop(key, None)
         self._policy.used(page)
-        # Last, with no call behind: after an interrupt before this nobody finds the page.
         if parent is not None:
             parent.num_children += 1
         self._pages[key] = page

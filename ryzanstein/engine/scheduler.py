@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ryzanstein.engine.batch import Chunk
+from ryzanstein.engine.interrupts import Interruptible
 from ryzanstein.engine.prefix_cache import NO_MATCH
 from ryzanstein.errors import ContextLengthError
 from ryzanstein.sampling.screening import EVERY_LOGIT
@@ -102,10 +103,6 @@ class Scheduler:
         else:
             self._wait(fork)
 
-    def knows(self, sequence: Sequence) -> bool:
-        """Return whether a sequence runs, waits or is held."""
-        return any(sequence in queue for queue in (self.running, self.waiting, self.held))
-
     def schedule(self) -> list[tuple[Sequence, Chunk]]:
         """Reserve pages for the next step and return what it computes, decodes first."""
         self._num_steps += 1
@@ -115,7 +112,8 @@ class Scheduler:
             shares = [share for share in shares if share[0] is not victim]
         shares += self._admit(budget)
         began = time.perf_counter()
-        drafts = self._draft(shares)
+        with Interruptible():
+            drafts = self._draft(shares)
         self.drafting_seconds = time.perf_counter() - began
         return [
             (sequence, self._reserve(sequence, n, draft))
@@ -127,9 +125,8 @@ class Scheduler:
         for sequence in [s for s in self.running if s.is_finished]:
             self.release(sequence)
         for sequence in [s for s in self.running if s.is_held]:
-            if sequence not in self.held:  # an interrupt may have come between these
-                self.held.append(sequence)
             self.running.remove(sequence)
+            self.held.append(sequence)
 
     def shift(self) -> list[Sequence]:
         """Let sequences that fill their context drop tokens, and return them.
@@ -149,7 +146,7 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its pages."""
-        self._free(sequence)  # first: an interrupt leaves no pages to nobody
+        self._free(sequence)
         for queue in (self.running, self.waiting, self.held):
             if sequence in queue:
                 queue.remove(sequence)
@@ -158,18 +155,13 @@ class Scheduler:
         """Forget reservations of a step that did not complete.
 
         A last page that is not full is given up with them: it may be the target of a copy that was
-        never made. Its tokens are computed again. A sequence that was changing queues, and is in
-        both, waits; so does one that was losing its pages.
+        never made. Its tokens are computed again.
         """
-        self.running = [sequence for sequence in self.running if sequence not in self.waiting]
-        for sequence in [s for s in self.running if s.table is None and not s.is_finished]:
-            self._preempt(sequence)
         for sequence in self.running:
-            if sequence.table is not None and sequence.table.num_tokens > sequence.num_computed:
+            assert sequence.table is not None
+            if sequence.table.num_tokens > sequence.num_computed:
                 sequence.num_computed -= sequence.num_computed % self._blocks.block_tokens
                 self._blocks.truncate(sequence.table, sequence.num_computed)
-        for sequence in self.waiting:
-            self._free(sequence)
 
     def _share_budget(self) -> tuple[list[tuple[Sequence, int]], int]:
         """Return what the running sequences compute, and what that leaves for prompts to come."""
@@ -296,20 +288,16 @@ class Scheduler:
         return victim
 
     def _preempt(self, sequence: Sequence) -> None:
-        # It waits before it runs no longer: an interrupt between these would lose it.
-        if sequence in self.running:
-            self._wait(sequence)
-            self.running.remove(sequence)
         self._free(sequence)
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._wait(sequence)
 
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=lambda waiting: waiting.arrival)
 
     def _free(self, sequence: Sequence) -> None:
-        table = sequence.table
-        if table is not None:
-            # Whatever an interrupt leaves can be freed again, and nothing in it counts.
-            sequence.num_computed = 0
-            self._blocks.truncate(table, 0)
+        if sequence.table is not None:
+            self._blocks.free(sequence.table)
             sequence.table = None
-            self._blocks.free(table)
+            sequence.num_computed = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ryzanstein import _core
+from ryzanstein.engine.interrupts import Interruptible
 from ryzanstein.engine.prefix_cache import NO_MATCH
 from ryzanstein.engine.result import TokenLogprob
 from ryzanstein.errors import RyzansteinError, ValidationError
@@ -41,9 +42,6 @@ class Sequence:
 
     `num_computed` counts the tokens whose keys and values are in the cache for good; a step that
     fails half-way is undone by truncating the block table to it.
-
-    Every field is consistent after each assignment, so an interrupt (Ctrl-C) between any two costs
-    at most a few recomputed tokens, never a wrong or a missing one.
 
     Args:
         buffer: int32 [prompt + max_tokens], filled up to num_tokens.
@@ -279,9 +277,11 @@ class Sequence:
             self.prefix = prefix
             self.admitted_at = time.perf_counter()
 
-    def append(self, token: int) -> None:
-        """Append a token that was chosen elsewhere."""
-        self._append([token])
+    def append(self, tokens: ABCSequence[int]) -> None:
+        """Append tokens that are chosen already."""
+        self.buffer[self.num_tokens : self.num_tokens + len(tokens)] = tokens
+        self.context[self.num_context : self.num_context + len(tokens)] = tokens
+        self.num_tokens += len(tokens)
 
     def extend(self, logits: F32Array) -> None:
         """Append the next token, drawn from float32 [V] logits, and those that must follow it.
@@ -297,17 +297,14 @@ class Sequence:
             self._append_forced()
 
     def _append_drawn(self, logits: F32Array) -> None:
-        position = self.num_tokens
         allowed = self._processed(logits)
         if self.constraint is not None:
             allowed = self.constraint.apply(allowed)
-        token = self.sampler.sample(allowed, self.buffer[:position], position)
+        token = self.sampler.sample(allowed, self.buffer[: self.num_tokens], self.num_tokens)
         if self.num_logprobs is not None:
             own, top = _core.log_probs(logits, token, self.num_logprobs)
-            self.logprobs[position - self.num_prompt_tokens :] = [
-                TokenLogprob(token, own, tuple(top))
-            ]
-        self._append([token])
+            self.logprobs.append(TokenLogprob(token, own, tuple(top)))
+        self.append([token])
 
     def _append_forced(self) -> bool:
         """Append the tokens that the constraint leaves no choice about, up to where the text ends.
@@ -317,15 +314,12 @@ class Sequence:
         if self.constraint is None or self.is_finished:
             return False
         self.constraint.follow(self.generated)
-        start = self.num_tokens
         forced = self.constraint.forced()[: self.room]
         ends = (i for i, token in enumerate(forced, 1) if token in self.stop_ids)
         forced = forced[: next(ends, len(forced))]
         if self.num_logprobs is not None:
-            self.logprobs[start - self.num_prompt_tokens :] = [
-                TokenLogprob(token, 0.0, ()) for token in forced
-            ]
-        self._append(forced)
+            self.logprobs += (TokenLogprob(token, 0.0, ()) for token in forced)
+        self.append(forced)
         return bool(forced)
 
     def score_prompt(self, logits: F32Array) -> F32Array:
@@ -339,11 +333,6 @@ class Sequence:
             row += 1
         return logits[row:]
 
-    def _append(self, tokens: ABCSequence[int]) -> None:
-        self.buffer[self.num_tokens : self.num_tokens + len(tokens)] = tokens
-        self.context[self.num_context : self.num_context + len(tokens)] = tokens
-        self.num_tokens += len(tokens)
-
     def shift(self) -> None:
         """Drop half of the tokens behind the kept ones from what the model sees.
 
@@ -353,22 +342,17 @@ class Sequence:
         assert self.num_computed == 0
         kept, end = self.num_kept, self.num_context
         dropped = (end - kept + 1) // 2
-        context = np.empty_like(self.context)
-        context[:kept] = self.context[:kept]
+        context = self.context.copy()
         context[kept : end - dropped] = self.context[kept + dropped : end]
-        # No call comes between these: an interrupt finds all or none of them.
         self.num_dropped += dropped
         self.context = context
         self.chain = None
 
     def accept(self, logits: F32Array, draft: ABCSequence[int]) -> int:
-        """Extend from the rows of float32 [R, V] as long as what comes is the draft.
+        """Extend from rows of float32 [R, V] while the draft comes; return how much of it came.
 
         Row i is right if the first i tokens of the draft are. Every token is drawn from the row and
         with the state of the sampler that it would be drawn from without a draft.
-
-        Returns:
-            How many tokens of the draft came.
 
         Raises:
             As `extend`; the tokens that came before stay.
@@ -394,7 +378,8 @@ class Sequence:
         tokens.flags.writeable = False
         changed = logits.copy()
         try:
-            returned = self.logits_processor(tokens, changed)
+            with Interruptible():
+                returned = self.logits_processor(tokens, changed)
         except Exception as error:
             raise ValidationError(f"logits_processor failed: {error!r}") from error
         if returned is None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from ryzanstein.engine.fair_lock import FairLock
+from ryzanstein.engine.interrupts import Uninterrupted
 from ryzanstein.engine.result import Piece
 from ryzanstein.errors import RyzansteinError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from collections.abc import Sequence as ABCSequence
     from pathlib import Path
 
@@ -77,7 +78,9 @@ class SharedEngine:
                         raise outcome
                     yield index, outcome
         finally:
-            self.release(requests)
+            # In one call, before which none is looked for: an interrupt finds it done.
+            self._released.extend(requests)
+            self._forget_if_free()
 
     def add(self, requests: Iterable[Request | BeamRequest]) -> None:
         """Queue requests, which have to be advanced until they end, or released.
@@ -99,10 +102,15 @@ class SharedEngine:
         with self._exclusive() as engine:
             return engine.load_prefixes(path)
 
-    def logits(self, token_ids: I32Array) -> Iterator[tuple[int, F32Array]]:
-        """Yield (first position, logits float32 [n, V]); nothing else runs until the end."""
-        with self._exclusive() as engine:
-            yield from engine.logits(token_ids)
+    def logits(self, token_ids: I32Array, take: Callable[[int, F32Array], None]) -> None:
+        """Call `take` with what `Engine.logits` yields; nothing else runs until the end.
+
+        Raises:
+            As `Engine.logits`.
+        """
+        with self._exclusive() as engine, closing(engine.logits(token_ids)) as chunks:
+            for start, logits in chunks:
+                take(start, logits)
 
     def advance(self, pending: dict[int, _AnyRequest]) -> list[tuple[int, Piece | RyzansteinError]]:
         """Return what is new of these requests, after a step if nothing is; take out what ended."""
@@ -131,28 +139,33 @@ class SharedEngine:
 
     def release(self, requests: Iterable[Request | BeamRequest]) -> None:
         """Forget requests, ended or not, and free their pages, now or before the next step."""
+        self._released.extend(requests)
+        self._forget_if_free()
+
+    def _forget_if_free(self) -> None:
         # The garbage collector may finalise an abandoned generator in the middle of a step of this
         # very thread: then the lock is taken, and the next step does the work.
-        self._released.extend(requests)
-        if self._lock.acquire(blocking=False):
-            try:
-                self._forget_released()
-            finally:
-                self._lock.release()
+        with Uninterrupted():
+            if self._lock.acquire(blocking=False):
+                try:
+                    self._forget_released()
+                finally:
+                    self._lock.release()
 
     @contextmanager
     def _exclusive(self) -> Iterator[Engine]:
-        with self._lock:
+        """Keep other threads out, and Ctrl-C but where the engine lets it in."""
+        with Uninterrupted(), self._lock:
             engine = self._live()
             self._forget_released()
             yield engine
 
     def _forget_released(self) -> None:
         while self._released:
+            request = self._released.popleft()
             if self._engine is not None:
-                for sequence in self._released[0].sequences:
+                for sequence in request.sequences:
                     self._engine.release(sequence)
-            self._released.popleft()  # last: an interrupted one is forgotten again
 
     def _live(self) -> Engine:
         if self._engine is None:

@@ -49,7 +49,7 @@ class StepTimes:
         if known is not None and seconds > known / 2:  # else what was known was a disturbance
             seconds = min(max(seconds, known * _LEAST), known * _MOST)
         self._seconds[num_tokens] = seconds
-        if known is None:  # after its seconds: an interrupt may come between
+        if known is None:
             insort(self._lengths, num_tokens)
         # Fewer tokens take no longer: where they seemed to, something else ran meanwhile.
         for n in reversed(self._lengths[: bisect_left(self._lengths, num_tokens)]):

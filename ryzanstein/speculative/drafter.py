@@ -87,7 +87,7 @@ class Drafter:
         if self._steps_to_pause:
             self._steps_to_pause -= 1
             return ()
-        # An interrupt leaves a proposer in no known state: from then on there is none.
+        # One that fails or is interrupted is in no known state: from then on there is none.
         self._proposer = None
         proposer.extend(token_ids[self._num_known :].tolist())
         self._num_known = len(token_ids)

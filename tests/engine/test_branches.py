@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,32 +185,28 @@ def test_samplers_with_a_state_go_their_own_way(mirostat: int) -> None:
     assert results == [alone(PROMPT, 20, seed, **options) for seed in (4, 5, 6)]
 
 
-def test_an_interrupted_fork_is_repeated() -> None:
-    """Whatever was done of it when Ctrl-C came, no branch is lost, doubled or different."""
+def test_an_interrupted_draw_is_repeated() -> None:
+    """Wherever Ctrl-C came among the choices, none is lost, doubled or different."""
     expected = [alone(PROMPT, 5, seed, **SAMPLED) for seed in range(4)]
-    for place in ("fork", "truncate", "share", "release"):
-        for call in (1, 2, 3):
-            engine = tiny_engine(MODEL, prefix_cache=False)
-            sequences = family(PROMPT, 5, n=4, seed=0, **SAMPLED)
-            owner: Any = engine.scheduler if place == "release" else engine.blocks
-            plain, calls = getattr(owner, place), itertools.count(1)
+    for every in (2, 3, 5):
+        calls = itertools.count(1)
 
-            def interrupted(
-                *arguments: Any, plain: Any = plain, calls: Any = calls, call: int = call
-            ) -> Any:
-                result = plain(*arguments)
-                if next(calls) == call:
-                    raise KeyboardInterrupt
-                return result
+        def interrupted(
+            tokens: I32Array, logits: F32Array, calls: Any = calls, every: int = every
+        ) -> None:
+            if next(calls) % every == 0:
+                raise KeyboardInterrupt
 
-            setattr(owner, place, interrupted)
-            engine.add(sequences[0])
-            while engine.scheduler.has_work:
-                try:
-                    engine.step()
-                except KeyboardInterrupt:
-                    continue
-            assert [(s.generated.tolist(), s.logprobs) for s in sequences] == expected
+        options: dict[str, Any] = {**SAMPLED, "logits_processor": interrupted}
+        sequences = family(PROMPT, 5, n=4, seed=0, **options)
+        engine = tiny_engine(MODEL, prefix_cache=False)
+        engine.add(sequences[0])
+        while engine.scheduler.has_work:
+            with suppress(KeyboardInterrupt):
+                engine.step()
+            engine.blocks.check()
+        assert next(calls) > 4 * 5
+        assert [(s.generated.tolist(), s.logprobs) for s in sequences] == expected
 
 
 def test_a_branch_without_a_distribution_leaves_the_others_alone() -> None:

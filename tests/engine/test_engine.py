@@ -12,7 +12,7 @@ from ryzanstein.engine import batch
 from ryzanstein.engine import engine as engine_module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
@@ -137,34 +137,23 @@ class InterruptedDecoder:
         return logits
 
 
-class InterruptedSampler:
-    """Every third draw is interrupted, with part of the batch already extended."""
-
-    def __init__(self, sampler: _core.Sampler, draws: Iterator[int]) -> None:
-        self.sampler = sampler
-        self.draws = draws
-
-    def sample(self, *arguments: Any) -> int:
-        if next(self.draws) % 3 == 0:
-            raise KeyboardInterrupt
-        return self.sampler.sample(*arguments)
-
-
-@pytest.mark.parametrize("where", ["before", "after", "sampling"])
+@pytest.mark.parametrize("where", ["before", "after", "processing"])
 def test_an_interrupted_step_costs_nothing(where: str) -> None:
     prompts = [random_tokens(i, 30 * i) for i in (1, 2, 3)]
-    options = {"temperature": 1.0, "seed": 3, "logprobs": 1}
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "logprobs": 1}
     plain = [make_sequence(prompt, 9, **options) for prompt in prompts]
     expected = finish(tiny_engine(MODEL), plain)
+    draws = itertools.count(1)
 
+    def interrupt_third(tokens: I32Array, logits: F32Array) -> None:
+        """Come with part of the batch already extended."""
+        if where == "processing" and next(draws) % 3 == 0:
+            raise KeyboardInterrupt
+
+    options["logits_processor"] = interrupt_third
     sequences = [make_sequence(prompt, 9, **options) for prompt in prompts]
     model: Any = MODEL
-    if where == "sampling":
-        draws = itertools.count(1)
-        for sequence in sequences:
-            sampler: Any = InterruptedSampler(sequence.sampler, draws)
-            sequence.sampler = sampler
-    else:
+    if where != "processing":
         decoder: Any = InterruptedDecoder(MODEL.decoder, after=where == "after")
         model = TinyModel(decoder)
     engine = tiny_engine(model)

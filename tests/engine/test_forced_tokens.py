@@ -105,15 +105,6 @@ def test_forced_tokens_end_with_the_room_or_a_stop_token() -> None:
     assert (text(stopped.generated.tolist()), stopped.finish_reason) == ("ABC", "stop")
 
 
-def test_an_interrupt_before_the_forced_tokens_loses_none() -> None:
-    logits = np.arange(VOCAB, dtype=np.float32)
-    sequence, expected = (constrained(1, "(A|B)CCC", temperature=0) for _ in range(2))
-    expected.extend(logits)
-    sequence._append_drawn(logits)  # and then Ctrl-C
-    sequence.extend(logits)
-    assert sequence.generated.tolist() == expected.generated.tolist()
-
-
 def test_decodes_go_before_forced_tokens() -> None:
     blocks = BlockManager(100, 4)
     config = EngineConfig(context_length=1000, num_blocks=100, token_budget=8, max_sequences=4)

@@ -1,30 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import pytest
 from support import make_sequence, random_tokens
-
-
-class InterruptedBuffer(np.ndarray[Any, Any]):
-    """Cannot be written, as if Ctrl-C came just then."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise KeyboardInterrupt
-
-
-def test_an_interrupted_draw_is_repeated() -> None:
-    sequence = make_sequence(random_tokens(1, 3), 2, seed=1, logprobs=1)
-    logits = np.linspace(0, 1, 73, dtype=np.float32)
-    buffer = sequence.buffer
-    sequence.buffer = buffer.view(InterruptedBuffer)
-    with pytest.raises(KeyboardInterrupt):
-        sequence.extend(logits)
-    assert sequence.num_tokens == 3
-    sequence.buffer = buffer
-    sequence.extend(logits)
-    assert [entry.token_id for entry in sequence.logprobs] == sequence.generated.tolist()
 
 
 def test_the_end_of_a_sequence() -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import pytest
 from support import TinyModel, byte_level, make_sequence, random_tokens, tiny_decoder, tiny_engine
 
@@ -9,9 +7,6 @@ from ryzanstein import ContextLengthError, DistributionError, Piece, SamplingPar
 from ryzanstein.engine.request import Request
 from ryzanstein.engine.shared import SharedEngine
 from ryzanstein.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from ryzanstein.engine.sequence import Sequence
 
 MODEL = tiny_decoder(3)
 TOKENIZER = Tokenizer(byte_level())
@@ -94,25 +89,6 @@ def test_an_abandoned_generator_is_freed_at_once() -> None:
     next(abandoned)
     assert engine.num_free_blocks < 64
     abandoned.close()
-    assert engine.num_free_blocks == 64
-
-
-def test_an_interrupt_while_a_request_is_forgotten_leaves_nothing() -> None:
-    engine = shared()
-    stream = engine.run([request(1)])
-    next(stream)
-    assert engine._engine is not None
-    scheduler = engine._engine.scheduler
-    plain: Any = scheduler.release
-
-    def interrupted(sequence: Sequence) -> None:
-        scheduler.release = plain  # type: ignore[method-assign]
-        raise KeyboardInterrupt
-
-    scheduler.release = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        stream.close()
-    assert list(engine.run([request(2)]))
     assert engine.num_free_blocks == 64
 
 

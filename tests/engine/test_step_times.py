@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-from bisect import insort
-
 import pytest
 
-from ryzanstein.engine import step_times
 from ryzanstein.engine.step_times import StepTimes
 
 
@@ -77,24 +74,3 @@ def test_the_curve() -> None:
     times.record(1, 1.0)
     times.record(5, 2.0)
     assert [times(n) for n in (1, 3, 5, 10)] == [1.0, 1.5, 2.0, 4.0]
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_an_interrupted_record_leaves_the_curve_whole(
-    monkeypatch: pytest.MonkeyPatch, before: bool
-) -> None:
-    times = StepTimes(32, 64)
-    times.record(32, 0.5)
-
-    def interrupted(lengths: list[int], length: int) -> None:
-        if not before:
-            insort(lengths, length)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step_times, "insort", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            times.record(40, 0.6)
-    times.record(64, 0.7)
-    assert [times(n) for n in (32, 40, 64)] == [0.5, 0.6, 0.7]
-    assert 0.5 < times(36) < 0.7

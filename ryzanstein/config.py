@@ -187,6 +187,7 @@ class EngineConfig:
             counts too), or the one with most of its prompt in the cache (likewise).
         rope_limits: lengths beyond which the model rotates a sequence by other frequencies,
             ascending.
+        vocab_size: of the model; guesses outside it are not checked.
     """
 
     context_length: int
@@ -198,6 +199,7 @@ class EngineConfig:
     eviction: Eviction = "arc"
     scheduling: Scheduling = "fcfs"
     rope_limits: tuple[int, ...] = ()
+    vocab_size: int = 1 << 31  # any token id
 
     def rope_set(self, capacity: int) -> int:
         """Return which frequencies rotate a sequence that may grow to so many tokens."""

@@ -253,7 +253,9 @@ class LLM:
             kv_dtype=kv_dtype,
             free_bytes=max(0, read_host().free_bytes - loaded.mapped_bytes),
         )
-        return dataclasses.replace(plan, rope_limits=config.rope_limits)
+        return dataclasses.replace(
+            plan, rope_limits=config.rope_limits, vocab_size=config.vocab_size
+        )
 
     @property
     def context_length(self) -> int:

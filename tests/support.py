@@ -235,6 +235,7 @@ def tiny_engine(
         kv_dtype=kv_dtype,
         max_sequences=max_sequences,
         token_budget=token_budget,
+        vocab_size=model.vocab_size,
         **policies,
     )
     return Engine(model.decoder, model.cache(num_blocks, kv_dtype), config)
@@ -281,7 +282,7 @@ class Guesses:
 
 def draft_with(sequence: Sequence, proposer: Proposer) -> None:
     """Let a sequence check guesses as if they cost next to nothing."""
-    sequence.drafter = Drafter(proposer, DraftLength(lambda n: 1.0 + 1e-6 * n))
+    sequence.drafter = Drafter(proposer, DraftLength(lambda n: 1.0 + 1e-6 * n), _VOCAB)
 
 
 def finish(engine: Engine, sequences: ABCSequence[Sequence]) -> list[list[int]]:

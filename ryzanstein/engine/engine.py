@@ -96,7 +96,8 @@ class Engine:
         self._index(sequence)
         if self._make_proposer is not None and sequence.beams is None:
             proposer = self._make_proposer(sequence.capacity)
-            sequence.drafter = Drafter(proposer, DraftLength(self.step_times))
+            length = DraftLength(self.step_times)
+            sequence.drafter = Drafter(proposer, length, self.config.vocab_size)
 
     def step(self) -> None:
         """Advance every running sequence; finished ones leave and free their pages.

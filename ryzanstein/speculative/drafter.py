@@ -45,16 +45,18 @@ class Drafter:
     Args:
         proposer: guesses.
         length: chooses how many of them to check.
+        vocab_size: a guess that is no token below it ends the draft.
 
     Example:
-        >>> drafter = Drafter(SuffixProposer(), DraftLength(step_times))
+        >>> drafter = Drafter(SuffixProposer(), DraftLength(step_times), vocab_size=4096)
         >>> draft = drafter.draft(tokens, most=8, step_tokens=1)
         >>> drafter.learn(accepted=2)
     """
 
-    def __init__(self, proposer: Proposer, length: DraftLength) -> None:
+    def __init__(self, proposer: Proposer, length: DraftLength, vocab_size: int) -> None:
         self._proposer: Proposer | None = proposer
         self._length = length
+        self._vocab_size = vocab_size
         self._num_known = 0
         self._draft: Draft = NO_DRAFT
         self._num_checked = 0
@@ -116,4 +118,12 @@ class Drafter:
             # Guesses that take time are made only where they are expected to gain it back.
             sure = Draft(range(most), [1.0] * most, evidence=1)
             most = self._length.choose(sure, step_tokens, proposer.guess_seconds)
-        return proposer.propose(most) if most else NO_DRAFT
+        return self._sound(proposer.propose(most)) if most else NO_DRAFT
+
+    def _sound(self, draft: Draft) -> Draft:
+        """Return the guesses before the first that no step could compute."""
+        tokens = draft.token_ids
+        if all(0 <= token < self._vocab_size for token in tokens):
+            return draft
+        n = next(i for i, token in enumerate(tokens) if not 0 <= token < self._vocab_size)
+        return Draft(tokens[:n], draft.probabilities[:n], draft.evidence)

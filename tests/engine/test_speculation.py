@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import (
     Guesses,
+    SteadyTimes,
     TinyModel,
     copy_embedded,
     draft_with,
@@ -22,6 +23,7 @@ from ryzanstein.engine.request import Request
 from ryzanstein.errors import DistributionError
 from ryzanstein.speculative.draft_length import DraftLength
 from ryzanstein.speculative.drafter import PROPOSERS, Drafter
+from ryzanstein.speculative.proposer import Draft
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,9 +86,34 @@ def test_no_chain_draws_anything_else(chain: str, model: TinyModel) -> None:
             assert drafter.num_accepted > 0
 
 
+class Strays(Guesses):
+    """The third of its guesses is no token."""
+
+    stray = 0
+
+    def propose(self, max_tokens: int) -> Draft:
+        draft = super().propose(max_tokens)
+        guesses = [self.stray if i == 2 else token for i, token in enumerate(draft.token_ids)]
+        return Draft(guesses, draft.probabilities, draft.evidence)
+
+
+@pytest.mark.parametrize("stray", [-1, 73, 1 << 40])
+def test_a_guess_that_is_no_token_ends_the_draft(model: TinyModel, stray: int) -> None:
+    _, expected = drawn(model, "greedy", None)
+    guesses = Strays(np.concatenate((PROMPT, expected)), 1.0)
+    guesses.stray = stray
+    engine = tiny_engine(model)
+    engine.step_times = SteadyTimes(32, 64)
+    engine._make_proposer = lambda capacity: guesses
+    sequence = make_sequence(PROMPT, 60, seed=5, **CHAINS["greedy"])
+    assert finish(engine, [sequence]) == [expected.tolist()]
+    assert sequence.drafter is not None
+    assert sequence.drafter.num_accepted == sequence.drafter.num_drafted > 30
+
+
 def test_drafts_that_are_not_worth_it_are_made_ever_more_rarely() -> None:
     proposer = Guesses(np.arange(1000, dtype=np.int32), 1.0)
-    drafter = Drafter(proposer, DraftLength(float))  # every token costs a step
+    drafter = Drafter(proposer, DraftLength(float), 1000)  # every token costs a step
     asked = []
     for num_tokens in range(1, 101):
         before = proposer.num_proposed
@@ -98,7 +125,7 @@ def test_drafts_that_are_not_worth_it_are_made_ever_more_rarely() -> None:
 
 def test_gain_and_cost_are_read_off_the_step_times() -> None:
     proposer = Guesses(np.arange(1000, dtype=np.int32), 1.0)
-    drafter = Drafter(proposer, DraftLength(lambda n: 10.0 + 0.0625 * n))
+    drafter = Drafter(proposer, DraftLength(lambda n: 10.0 + 0.0625 * n), 1000)
     tokens = np.arange(20, dtype=np.int32)
     assert len(drafter.draft(tokens, 4, 3)) == 4
     making = drafter.cost_seconds

@@ -1,8 +1,9 @@
 """The exactness contract over everything at once: random schedules on random engines.
 
-Requests of every kind arrive, are cancelled, preempted and interrupted, check guesses and move to
-another engine with the cached pages. Each has the bits that it has alone, one token at a time, in
-an engine without any of that. `pytest --hypothesis-profile=thorough` draws many more schedules.
+Requests of every kind arrive, for one text, for several or for those that a beam search finds, are
+cancelled, preempted and interrupted, check guesses and move to another engine with the cached
+pages. Each text has the bits that it has alone, one token at a time, in an engine without any of
+that. `pytest --hypothesis-profile=thorough` draws many more schedules.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from support import (
     Guesses,
     SteadyTimes,
     TinyModel,
+    byte_level,
     draft_with,
     finish,
     letter_constraints,
@@ -32,18 +34,26 @@ from support import (
 )
 
 from ryzanstein import SamplingParams, _core
+from ryzanstein.engine.beam_request import BeamRequest
+from ryzanstein.engine.beam_search import BeamSearch
+from ryzanstein.engine.request import Request
 from ryzanstein.engine.sequence import Sequence
 from ryzanstein.speculative.draft_model import DraftModelProposer
 from ryzanstein.speculative.drafter import PROPOSERS
+from ryzanstein.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as ABCSequence
+
     from ryzanstein._core import F32Array, I32Array
     from ryzanstein.config import KVDtype
     from ryzanstein.engine.engine import Engine
     from ryzanstein.engine.result import FinishReason, TokenLogprob
-    from ryzanstein.speculative.proposer import Proposer
+    from ryzanstein.sampling.params import LogitsProcessor
+    from ryzanstein.speculative.proposer import Draft, Proposer
 
 CONSTRAINTS = letter_constraints()
+TOKENIZER = Tokenizer(byte_level())
 MODEL_SEED = 7
 # Prompts begin with so many tokens of one text and end with so many of another. Some part in the
 # middle of a page, some with its last token, and two have equal pages behind different ones.
@@ -75,7 +85,13 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "shift": {"temperature": 0, "context_shift": 8, "logprobs": 1},
     "regex": {"regex": PATTERN, "logprobs": 1},
     "regex, greedy": {"regex": PATTERN, "temperature": 0},
+    "several": {"n": 3, "top_k": 30, "logprobs": 1},
+    "several, shift": {"n": 2, "top_k": 30, "context_shift": 8, "prompt_logprobs": 0},
+    "several, regex": {"n": 2, "regex": PATTERN},
+    "best": {"n": 1, "best_of": 2, "top_k": 5, "logits_processor": avoid_repeats, "logprobs": 0},
+    "beams": {"stop_token_ids": list(range(4))},
 }
+BEAM_WIDTH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +102,12 @@ class Kind:
     sampling: str
     max_tokens: int
 
-    def sequence(self) -> Sequence:
-        params = SamplingParams(seed=self.prompt, **SAMPLINGS[self.sampling])
+    def sequence(self, choice: int | None = None) -> Sequence:
+        """Return the sequence with all its choices, or that of one choice alone."""
+        options = dict(SAMPLINGS[self.sampling])
+        if choice is not None:
+            options |= {"n": 1, "best_of": None}
+        params = SamplingParams(seed=self.prompt + (choice or 0), **options)
         output = params.structured_output
         return Sequence.create(
             PROMPTS[self.prompt],
@@ -97,6 +117,13 @@ class Kind:
             eos_token_ids=[END_TOKEN],
             constraint=None if output is None else CONSTRAINTS.compile(output),
         )
+
+    def request(self) -> Request | BeamRequest:
+        sequence = self.sequence()
+        if self.sampling != "beams":
+            return Request(sequence, SamplingParams(**SAMPLINGS[self.sampling]), TOKENIZER)
+        search = BeamSearch(BEAM_WIDTH, self.max_tokens, stop_ids=sequence.stop_ids)
+        return BeamRequest(sequence, search, TOKENIZER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +136,9 @@ class Visit:
     source: str | float | None
     salt: str
     priority: int
+
+
+Text: TypeAlias = "tuple[tuple[int, ...], float | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +157,33 @@ def decoder(isa: str, threads: int) -> TinyModel:
 
 
 @functools.cache
-def alone(kind: Kind, isa: str, kv_dtype: KVDtype) -> Alone:
-    sequence = kind.sequence()
-    model = decoder(isa, 1)
-    engine = tiny_engine(model, prefix_cache=False, kv_dtype=kv_dtype, rope_limits=ROPE_LIMITS)
-    (tokens,) = finish(engine, [sequence])
+def alone(kind: Kind, choice: int, isa: str, kv_dtype: KVDtype) -> Alone:
+    sequence = kind.sequence(choice)
+    (tokens,) = finish(plain_engine(isa, kv_dtype), [sequence])
     return Alone(tokens, sequence.logprobs, sequence.prompt_logprobs, sequence.finish_reason)
+
+
+@functools.cache
+def searched_alone(kind: Kind, isa: str, kv_dtype: KVDtype) -> list[Text]:
+    request = kind.request()
+    assert isinstance(request, BeamRequest)
+    engine = plain_engine(isa, kv_dtype)
+    engine.add(request.sequences[0])
+    while not request.has_news:
+        engine.step()
+    return texts(request)
+
+
+def plain_engine(isa: str, kv_dtype: KVDtype) -> Engine:
+    model = decoder(isa, 1)
+    return tiny_engine(model, prefix_cache=False, kv_dtype=kv_dtype, rope_limits=ROPE_LIMITS)
+
+
+def texts(request: BeamRequest) -> list[Text]:
+    """Return what a search found, with log-probabilities, the best first."""
+    (piece,) = request.take()
+    assert piece.completion is not None
+    return [(choice.token_ids, choice.cumulative_logprob) for choice in piece.completion.choices]
 
 
 kinds = st.builds(
@@ -170,7 +221,13 @@ def engines(draw: st.DrawFn) -> dict[str, Any]:
 
 
 # What may happen before a step: interrupts of it, and a prompt whose logits need pages at once.
-EVENTS = ["before the arithmetic", "after the arithmetic", "while drawing", "logits"]
+EVENTS = [
+    "before the arithmetic",
+    "after the arithmetic",
+    "while processing",
+    "while guessing",
+    "logits",
+]
 
 
 class Fuse:
@@ -196,13 +253,28 @@ class FusedDecoder:
         return logits
 
 
-class FusedSampler:
-    def __init__(self, sampler: _core.Sampler, fuse: Fuse) -> None:
-        self._sampler, self._fuse = sampler, fuse
+class FusedProposer:
+    def __init__(self, proposer: Proposer, fuse: Fuse) -> None:
+        self._proposer, self._fuse = proposer, fuse
 
-    def sample(self, *arguments: Any) -> int:
-        self._fuse.pass_by("while drawing")
-        return self._sampler.sample(*arguments)
+    @property
+    def guess_seconds(self) -> float:
+        return self._proposer.guess_seconds
+
+    def extend(self, token_ids: ABCSequence[int]) -> None:
+        self._proposer.extend(token_ids)
+
+    def propose(self, max_tokens: int) -> Draft:
+        self._fuse.pass_by("while guessing")
+        return self._proposer.propose(max_tokens)
+
+
+def fused(processor: LogitsProcessor | None, fuse: Fuse) -> LogitsProcessor:
+    def process(tokens: I32Array, logits: F32Array) -> F32Array | None:
+        fuse.pass_by("while processing")
+        return None if processor is None else processor(tokens, logits)
+
+    return process
 
 
 class World:
@@ -213,8 +285,8 @@ class World:
         self._file = folder / "prefixes"
         self._fuse = Fuse()
         self.engine: Engine | None = None
-        self.present: dict[Visit, Sequence] = {}
-        self.ended: dict[Visit, Sequence] = {}
+        self.present: dict[Visit, Request | BeamRequest] = {}
+        self.ended: dict[Visit, Request | BeamRequest] = {}
 
     def move(self, options: dict[str, Any]) -> None:
         """Go on in a new engine, with the unfinished requests of the last.
@@ -229,29 +301,36 @@ class World:
             if self.engine.prefixes is not None and engine.prefixes is not None:
                 self.engine.save_prefixes(self._file)
                 engine.load_prefixes(self._file)
-            for sequence in self.present.values():
-                self.engine.release(sequence)
-                engine.add(sequence)
+            for request in self.present.values():
+                for sequence in request.sequences:
+                    self.engine.release(sequence)
+                to_come = request.sequences[0].branches
+                for sequence in request.sequences:
+                    if not sequence.is_finished and sequence not in to_come:
+                        engine.add(sequence)
             self.check_empty(self.engine)
         self.engine = engine
 
     def arrive(self, visit: Visit) -> None:
-        sequence = visit.kind.sequence()
-        sequence.cache_salt, sequence.priority = visit.salt, visit.priority
-        if visit.source is not None:
-            draft_with(sequence, self._proposer(visit, sequence))
-        sampler: Any = FusedSampler(sequence.sampler, self._fuse)
-        sequence.sampler = sampler
+        request = visit.kind.request()
+        for choice, sequence in enumerate(request.sequences):
+            sequence.cache_salt, sequence.priority = visit.salt, visit.priority
+            sequence.logits_processor = fused(sequence.logits_processor, self._fuse)
+            if visit.source is not None and sequence.beams is None:
+                proposer = self._proposer(visit, choice, sequence)
+                draft_with(sequence, FusedProposer(proposer, self._fuse))
         assert self.engine is not None
-        self.engine.add(sequence)
-        self.present[visit] = sequence
+        self.engine.add(request.sequences[0])
+        self.present[visit] = request
 
     def cancel(self, visit: Visit) -> None:
-        sequence = self.present.pop(visit)
-        sequence.ended = "cancelled"
+        request = self.present.pop(visit)
         assert self.engine is not None
-        self.engine.release(sequence)
-        self.ended[visit] = sequence
+        for sequence in request.sequences:
+            if not sequence.is_finished:
+                sequence.ended = "cancelled"
+            self.engine.release(sequence)
+        self.ended[visit] = request
 
     def step(self, event: str | None) -> None:
         assert self.engine is not None
@@ -266,16 +345,21 @@ class World:
             assert not self._fuse.place
         self._fuse.place = ""
         self.engine.blocks.check()
-        for visit, sequence in list(self.present.items()):
-            if sequence.is_finished:
+        for visit, request in list(self.present.items()):
+            if isinstance(request, BeamRequest):
+                over = request.has_news
+            else:
+                over = all(sequence.is_finished for sequence in request.sequences)
+            if over:
                 self.ended[visit] = self.present.pop(visit)
 
     def check_empty(self, engine: Engine) -> None:
         engine.blocks.check()
         assert not engine.scheduler.has_work
+        assert not engine.scheduler.held
         assert engine.blocks.num_free == engine.blocks.num_blocks
 
-    def _proposer(self, visit: Visit, sequence: Sequence) -> Proposer:
+    def _proposer(self, visit: Visit, choice: int, sequence: Sequence) -> Proposer:
         source = visit.source
         if source == "draft model":
             model = decoder(self.isa, 1)
@@ -283,7 +367,7 @@ class World:
         if isinstance(source, str):
             return PROPOSERS[source]()
         assert source is not None
-        course = alone(visit.kind, self.isa, self.kv_dtype).tokens
+        course = alone(visit.kind, choice, self.isa, self.kv_dtype).tokens
         prompt = sequence.buffer[: sequence.num_prompt_tokens]
         return Guesses(np.append(prompt, np.array(course, np.int32)), source)
 
@@ -317,14 +401,23 @@ def test_whatever_happens_each_request_is_as_if_alone(
             world.step(events.get(step))
         assert world.engine is not None
         world.check_empty(world.engine)
-    for visit, sequence in world.ended.items():
-        expected = alone(visit.kind, isa, kv_dtype)
-        tokens = sequence.generated.tolist()
-        assert tokens == expected.tokens[: len(tokens)]
-        assert sequence.logprobs == expected.logprobs[: len(tokens)]
-        scored = len(sequence.prompt_logprobs)
-        assert sequence.prompt_logprobs == expected.prompt_logprobs[:scored]
-        if sequence.finish_reason != "cancelled":
-            assert len(tokens) == len(expected.tokens)
-            assert scored == len(expected.prompt_logprobs)
-            assert sequence.finish_reason == expected.reason
+    for visit, request in world.ended.items():
+        if isinstance(request, BeamRequest):
+            if request.has_news:
+                assert texts(request) == searched_alone(visit.kind, isa, kv_dtype)
+            continue
+        for choice, sequence in enumerate(request.sequences):
+            check(sequence, alone(visit.kind, choice, isa, kv_dtype), scored=choice == 0)
+
+
+def check(sequence: Sequence, expected: Alone, *, scored: bool) -> None:
+    """Compare a sequence, cancelled or not, with what it says alone."""
+    tokens = sequence.generated.tolist()
+    assert tokens == expected.tokens[: len(tokens)]
+    assert sequence.logprobs == expected.logprobs[: len(tokens)]
+    num_scored = len(sequence.prompt_logprobs) if scored else 0
+    assert sequence.prompt_logprobs[:num_scored] == expected.prompt_logprobs[:num_scored]
+    if sequence.finish_reason != "cancelled":
+        assert len(tokens) == len(expected.tokens)
+        assert num_scored == len(expected.prompt_logprobs) or not scored
+        assert sequence.finish_reason == expected.reason

@@ -416,20 +416,35 @@ class LLM:
         assert completion is not None
         return completion
 
-    def save_prefixes(self, path: str | os.PathLike[str]) -> int:
-        """Write the pages of the prefix cache to a file; return how many.
+    def save_prefixes(
+        self,
+        path: str | os.PathLike[str],
+        prompts: Prompt | list[str] | list[list[int]] | list[I32Array] | None = None,
+    ) -> int:
+        """Write pages of the prefix cache to a file; return how many.
 
         So a long prompt survives a restart. The file holds the prompts' tokens.
 
+        Args:
+            path: the file.
+            prompts: a text, token ids, or a list of either: those pages that one of them begins
+                with, under every `cache_salt`. None: all pages.
+
         Raises:
             ModelLoadError: it cannot be written.
-            ValidationError: the prefix cache is off.
+            ValidationError: the prefix cache is off, or a prompt is empty or has token ids outside
+                the vocabulary.
 
         Example:
-            >>> llm.save_prefixes("prompts.kv")
+            >>> out = llm.generate(prompt)
+            >>> llm.save_prefixes("conversation.kv", [*out.prompt_token_ids, *out.token_ids])
             12
         """
-        return self._engine.save_prefixes(Path(path))
+        texts = None
+        if prompts is not None:
+            batch: list[Any] = list(prompts) if _is_batch(prompts) else [prompts]
+            texts = [self._encode(one) for one in batch]
+        return self._engine.save_prefixes(Path(path), texts)
 
     def load_prefixes(self, path: str | os.PathLike[str]) -> int:
         """Enter the pages of a file into the prefix cache; return how many were new and had room.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import CHAT_TEMPLATE, copy_embedded, run_python
+from support import CHAT_TEMPLATE, copy_embedded, random_tokens, run_python
 
 import ryzanstein
 from ryzanstein import (
@@ -480,6 +480,17 @@ def test_a_closed_model(tmp_path: Path) -> None:
         llm.generate("x")
     with pytest.raises(ValidationError, match="this LLM is closed"):
         next(stream)
+
+
+def test_forks_and_truncations_are_prompts_that_begin_alike(embedded: LLM) -> None:
+    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    out = embedded.generate(random_tokens(70, 100, 4096).tolist(), params)
+    tokens, question = [*out.prompt_token_ids, *out.token_ids], [5, 6, 7]
+    for prompt, cached in ((tokens + question, 128), (tokens[:100] + question, 96)):
+        alone = embedded.generate(prompt, params, cache_salt="alone")
+        continued = embedded.generate(prompt, params)
+        assert continued.usage.cached_tokens == cached
+        assert continued.token_ids == alone.token_ids
 
 
 def test_ctrl_c_frees_the_sequence_and_propagates() -> None:

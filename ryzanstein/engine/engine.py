@@ -140,14 +140,15 @@ class Engine:
         """Forget a sequence, finished or not, and free its pages."""
         self.scheduler.release(sequence)
 
-    def save_prefixes(self, path: Path) -> int:
-        """Write every cached page to a file and return how many there are.
+    def save_prefixes(self, path: Path, texts: ABCSequence[I32Array] | None = None) -> int:
+        """Write cached pages to a file and return how many: those that texts begin with, or all.
 
         Raises:
             ModelLoadError: it cannot be written.
             ValidationError: there is no prefix cache.
         """
-        pages = self._require_prefixes("to write to a file").pages
+        prefixes = self._require_prefixes("to write to a file")
+        pages = prefixes.pages if texts is None else prefixes.beginnings(texts)
         index = {page: i for i, page in enumerate(pages)}
         stored = [
             StoredPage(

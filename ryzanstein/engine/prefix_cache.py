@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as ABCSequence
+
     from ryzanstein._core import I32Array
     from ryzanstein.engine.eviction import EvictionPolicy
     from ryzanstein.engine.result import MissReason
@@ -131,6 +133,18 @@ class PrefixCache:
     def pages(self) -> list[CachedPage]:
         """Return every cached page, parents before their children."""
         return sorted(self._pages.values(), key=lambda page: page.depth)
+
+    def beginnings(self, texts: ABCSequence[I32Array]) -> list[CachedPage]:
+        """Return the cached pages that int32 [n] texts begin with, parents before children."""
+        everyone = [text.tobytes() for text in texts]
+        found: dict[CachedPage, list[bytes]] = {}
+        for page in self.pages:
+            behind = everyone if page.parent is None else found.get(page.parent, [])
+            start = page.depth * len(page.tokens)
+            following = [text for text in behind if text.startswith(page.tokens, start)]
+            if following:
+                found[page] = following
+        return list(found)
 
     def match(self, chain: PageChain, num_tokens: int, page_tokens: int) -> PrefixMatch:
         """Return the longest run of cached pages within the first `num_tokens` - 1 tokens.

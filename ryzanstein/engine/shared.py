@@ -92,10 +92,10 @@ class SharedEngine:
             for request in requests:
                 engine.add(request.sequences[0])
 
-    def save_prefixes(self, path: Path) -> int:
+    def save_prefixes(self, path: Path, texts: ABCSequence[I32Array] | None = None) -> int:
         """As `Engine.save_prefixes`."""
         with self._exclusive() as engine:
-            return engine.save_prefixes(path)
+            return engine.save_prefixes(path, texts)
 
     def load_prefixes(self, path: Path) -> int:
         """As `Engine.load_prefixes`."""

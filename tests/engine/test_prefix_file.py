@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import copy_embedded, finish, make_sequence, random_tokens, tiny_decoder, tiny_engine
+from support import (
+    copy_embedded,
+    finish,
+    make_sequence,
+    random_tokens,
+    run_python,
+    tiny_decoder,
+    tiny_engine,
+)
 
 from ryzanstein import (
     LLM,
@@ -145,3 +153,58 @@ def test_another_engine_is_refused(tmp_path: Path) -> None:
             pytest.raises(ValidationError, match=f"computed with another {what};"),
         ):
             llm.load_prefixes(path)
+
+
+def test_only_what_prompts_begin_with(tmp_path: Path) -> None:
+    path = tmp_path / "pages.kv"
+    first, *others = jobs()
+    engine = tiny_engine(MODEL)
+    finish(engine, [first, *others])
+    whole = engine.save_prefixes(path)
+    text = first.buffer[: first.num_tokens]
+    assert engine.save_prefixes(path, [text]) == 4 + 2, "two under the other salt"
+    assert engine.save_prefixes(path, [text[:127]]) == 3 + 2
+    assert engine.save_prefixes(path, [s.buffer[: s.num_tokens] for s in (first, *others)]) == whole
+    assert engine.save_prefixes(path, [text[1:]]) == 0
+    assert engine.save_prefixes(path, [text, text[:40]]) == 6
+    restarted = tiny_engine(MODEL)
+    assert restarted.load_prefixes(path) == 6
+    again = jobs()
+    finish(restarted, again)
+    assert [len(s.prefix.pages) for s in again] == [3, 2, 2, 2, 2, 2]
+    assert [s.logprobs for s in again] == [s.logprobs for s in (first, *others)]
+
+
+def test_a_conversation_survives_a_restart(tmp_path: Path) -> None:
+    """In another process: computed from where it was, to the same bits, and refused elsewhere."""
+    path = tmp_path / "pages.kv"
+    greedy = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+    tokens = random_tokens(1, 900, 4096).tolist()
+    with LLM(threads=1) as llm:
+        out = llm.generate(tokens, greedy)
+        llm.generate(random_tokens(2, 100, 4096).tolist(), greedy)
+        tokens = [*out.prompt_token_ids, *out.token_ids]
+        assert llm.save_prefixes(path, tokens) == llm.save_prefixes(path, [tokens, [1, 2]]) == 28
+        with pytest.raises(ValidationError, match="the prompt is empty"):
+            llm.save_prefixes(path, "")
+        expected = llm.generate([*tokens, 5], greedy)
+    code = f"""if True:
+        from ryzanstein import LLM, SamplingParams, ValidationError
+        params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+        llm = LLM(threads=1)
+        cold = llm.generate({[*tokens, 5]}, params, cache_salt="cold")
+        print(llm.load_prefixes({str(path)!r}))
+        warm = llm.generate({[*tokens, 5]}, params)
+        assert cold.token_ids == warm.token_ids
+        assert 2 * warm.timings.time_to_first_token_s < cold.timings.time_to_first_token_s
+        print(warm.usage.cached_tokens, *warm.token_ids)
+        try:
+            LLM(threads=1, kv_dtype="f32").load_prefixes({str(path)!r})
+        except ValidationError as error:
+            print(error)
+    """
+    result = run_python("-c", code)
+    assert not result.returncode, result.stderr
+    loaded, warm, refused = result.stdout.splitlines()
+    assert (loaded, warm) == ("28", " ".join(map(str, [28 * 32, *expected.token_ids])))
+    assert "another KV format" in refused

@@ -289,7 +289,7 @@ class Engine:
         """Let a sequence's branches go on from its pages, each with a first token of its own."""
         while sequence.branches:
             branch = sequence.branches[0]
-            self._draw(branch, logits)  # first: what fails or is interrupted is done again
+            self._draw(branch, logits)  # first: where it is interrupted, nothing is half done
             del sequence.branches[0]
             self._add_fork(branch, sequence, num_computed)
 

@@ -78,7 +78,8 @@ class SharedEngine:
                         raise outcome
                     yield index, outcome
         finally:
-            # In one call, before which none is looked for: an interrupt finds it done.
+            # One call of C: Python looks for signals behind it and not before, so whatever is
+            # interrupted here, the next step frees them.
             self._released.extend(requests)
             self._forget_if_free()
 

@@ -234,6 +234,27 @@ def test_a_processor_that_hangs_is_interrupted() -> None:
     assert [s.generated.tolist() for s in ours] == [s.generated.tolist() for s in theirs]
 
 
+def test_the_requests_of_others_go_on() -> None:
+    def request(seed: int, **options: Any) -> Request:
+        sequence = make_sequence(random_tokens(seed, 40), 30, seed=seed, **options)
+        return Request(sequence, SamplingParams(), TOKENIZER)
+
+    def strike(tokens: I32Array, logits: F32Array) -> None:
+        if len(tokens) == 50:
+            interrupt()
+
+    expected, other = request(1), request(1)
+    list(SharedEngine(tiny_engine(MODEL)).run([expected]))
+    shared = SharedEngine(tiny_engine(MODEL))
+    stream = shared.run([other])
+    next(stream)
+    with interrupted():
+        list(shared.run([request(2, logits_processor=strike)]))
+    list(stream)
+    assert other.sequences[0].generated.tolist() == expected.sequences[0].generated.tolist()
+    assert shared.num_free_blocks == 64
+
+
 def test_waiting_for_another_thread_is_interrupted() -> None:
     shared = SharedEngine(tiny_engine(MODEL))
     held, leave = threading.Event(), threading.Event()
@@ -349,7 +370,9 @@ def run(signals: Signals | None) -> tuple[list[Any], int]:
         else:
             assert signals is None or signals.last is None, f"{signals.last} was swallowed"
         engine.blocks.check()
-    assert not (pending or engine.scheduler.has_work or engine.scheduler.held)
+    assert not pending, "somebody is lost"
+    assert not engine.scheduler.has_work
+    assert not engine.scheduler.held
     assert engine.blocks.num_free == engine.blocks.num_blocks
     return [outcome(request) for request in requests], count
 

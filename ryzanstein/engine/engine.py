@@ -287,6 +287,11 @@ class Engine:
 
     def _begin_branches(self, sequence: Sequence, num_computed: int, logits: F32Array) -> None:
         """Let a sequence's branches go on from its pages, each with a first token of its own."""
+        if sequence.branches:
+            # Before they are forked: of a full page that another sequence has in the cache, each
+            # holds that one. Else the cache would not know that it is in use.
+            assert sequence.table is not None
+            self.blocks.share(sequence.table, sequence.chain, num_computed)
         while sequence.branches:
             branch = sequence.branches[0]
             self._draw(branch, logits)  # first: where it is interrupted, nothing is half done

@@ -209,6 +209,23 @@ def test_an_interrupted_draw_is_repeated() -> None:
         assert [(s.generated.tolist(), s.logprobs) for s in sequences] == expected
 
 
+def test_a_branch_outlives_the_sequence_it_began_with() -> None:
+    """Beside a neighbour that computed the same first page at the same time."""
+    engine = tiny_engine(MODEL, token_budget=256, max_sequences=2)
+    neighbour = make_sequence(PROMPT[:40], 5, seed=9, **SAMPLED)
+    origin, branch = family(PROMPT, 5, n=2, seed=0, **SAMPLED)
+    engine.add(neighbour)
+    engine.add(origin)
+    engine.step()
+    engine.release(neighbour)
+    engine.release(origin)
+    engine.blocks.check()
+    while engine.scheduler.has_work:
+        engine.step()
+        engine.blocks.check()
+    assert (branch.generated.tolist(), branch.logprobs) == alone(PROMPT, 5, 1, **SAMPLED)
+
+
 def test_a_branch_without_a_distribution_leaves_the_others_alone() -> None:
     calls = itertools.count()
 

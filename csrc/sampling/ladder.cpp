@@ -6,84 +6,73 @@
 namespace ryz {
 namespace {
 
-// 128 rungs per unit of log-mass, down to exp(-32); the last one takes everything below.
-constexpr std::size_t kRungs = 4096;
 constexpr float kRungsPerUnit = 128.0f;
 // Tokens whose rungs are looked at in one vector test.
-constexpr std::size_t kTested = 64;
+constexpr std::size_t kTested = 32;
 
 }  // namespace
 
-void Ladder::build(std::span<const float> values, std::span<const float> weights, float max,
+void Ladder::build(std::span<const float> values, std::span<const float> weights, float top,
                    float scale) {
   values_ = values;
   weights_ = weights;
+  top_ = top;
+  per_unit_ = std::min(scale * kRungsPerUnit, std::numeric_limits<float>::max());
   sorted_rung_ = kRungs;
   rung_of_.resize(values.size());
-  const float per_unit = std::min(scale * kRungsPerUnit, std::numeric_limits<float>::max());
-  rungs_of(values, max, per_unit, kRungs, rung_of_.data());
-  rungs_.assign(kRungs, {0.0, 0.0});
+  rungs_of(values, top_, per_unit_, kRungs, rung_of_.data());
+  before_.assign(kRungs + 1, {});
+  // Each rung's own in the place after it, then the sums of all up to there.
+  Prefix* const after = before_.data() + 1;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    Rung& rung = rungs_[rung_of_[i]];
+    Prefix& rung = after[rung_of_[i]];
     rung.mass += static_cast<double>(weights[i]);
     rung.count += 1.0;
   }
+  for (std::size_t rung = 1; rung <= kRungs; ++rung) {
+    before_[rung].mass += before_[rung - 1].mass;
+    before_[rung].count += before_[rung - 1].count;
+  }
 }
 
-// `first` and `mass` become those of what precedes the rung.
-std::size_t Ladder::rung_of_place(std::size_t place, std::size_t& first, double& mass) const {
-  std::size_t rung = 0;
-  first = 0;
-  mass = 0.0;
-  while (first + rungs_[rung].size() <= place) {
-    first += rungs_[rung].size();
-    mass += rungs_[rung].mass;
-    ++rung;
-  }
-  return rung;
+std::size_t Ladder::rung_of_place(std::size_t place) const {
+  const auto after =
+      std::partition_point(before_.begin() + 1, before_.end(),
+                           [place](const Prefix& prefix) { return prefix.size() <= place; });
+  return static_cast<std::size_t>(after - before_.begin()) - 1;
 }
 
 Candidate Ladder::at(std::size_t place) {
-  std::size_t first = 0;
-  double mass = 0.0;
-  sort_rung(rung_of_place(place, first, mass));
-  return members_[place - first];
+  const std::size_t rung = rung_of_place(place);
+  sort_rung(rung);
+  return members_[place - before_[rung].size()];
 }
 
 double Ladder::mass_of_first(std::size_t count) {
-  if (count == 0) return 0.0;
-  std::size_t first = 0;
-  double mass = 0.0;
-  const std::size_t rung = rung_of_place(count - 1, first, mass);
-  if (rungs_[rung].mass == 0.0) return mass;
-  if (first + rungs_[rung].size() == count) return mass + rungs_[rung].mass;
+  if (count == before_.back().size()) return before_.back().mass;
+  const std::size_t rung = rung_of_place(count);
+  double mass = before_[rung].mass;
+  if (before_[rung].size() == count || before_[rung + 1].mass == mass) return mass;
   sort_rung(rung);
-  for (std::size_t i = 0; first + i < count; ++i) {
+  for (std::size_t i = 0; before_[rung].size() + i < count; ++i) {
     mass += static_cast<double>(weights_[static_cast<std::size_t>(members_[i].id)]);
   }
   return mass;
 }
 
 std::size_t Ladder::find(double target, Crossing crossing) {
-  // Where the walk stops: it crosses there, or no rung after it has mass.
-  std::size_t stop = 0;
-  std::size_t stop_place = 0;
-  double stop_mass = 0.0;
-  std::size_t place = 0;
-  double mass = 0.0;
-  for (std::size_t rung = 0; rung < kRungs; ++rung) {
-    if (rungs_[rung].mass > 0.0) {
-      stop = rung;
-      stop_place = place;
-      stop_mass = mass;
-      if (crosses(mass + rungs_[rung].mass, target, crossing)) break;
-    }
-    place += rungs_[rung].size();
-    mass += rungs_[rung].mass;
+  const auto first = before_.begin() + 1;
+  auto stop = std::partition_point(first, before_.end(), [=](const Prefix& prefix) {
+    return !crosses(prefix.mass, target, crossing);
+  });
+  if (stop == before_.end()) {
+    stop = std::partition_point(
+        first, before_.end(), [=, this](const Prefix& p) { return p.mass < before_.back().mass; });
   }
-  sort_rung(stop);
+  const auto rung = static_cast<std::size_t>(stop - first);
+  sort_rung(rung);
   std::size_t last = 0;
-  mass = stop_mass;
+  double mass = before_[rung].mass;
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const float weight = weights_[static_cast<std::size_t>(members_[i].id)];
     if (weight == 0.0f) continue;
@@ -91,32 +80,45 @@ std::size_t Ladder::find(double target, Crossing crossing) {
     mass += static_cast<double>(weight);
     if (crosses(mass, target, crossing)) break;
   }
-  return stop_place + last;
+  return before_[rung].size() + last;
+}
+
+std::size_t Ladder::rung_of(float value) const {
+  std::uint16_t rung = 0;
+  rungs_of({&value, 1}, top_, per_unit_, kRungs, &rung);
+  return rung;
+}
+
+void Ladder::gather(std::size_t begin, std::size_t end, std::vector<Candidate>& out) const {
+  if (begin >= end) return;
+  const auto first = static_cast<std::uint16_t>(begin);
+  const auto last = static_cast<std::uint16_t>(end - 1);
+  const auto is_in = [=](std::uint16_t rung) { return (rung >= first) & (rung <= last); };
+  for (std::size_t i = 0; i < values_.size(); i += kTested) {
+    const std::size_t stop = std::min(i + kTested, values_.size());
+    std::uint16_t any = 0;
+    if (stop - i == kTested) {  // a fixed count, which compilers make one vector of
+      for (std::size_t j = 0; j < kTested; ++j) {
+        any |= static_cast<std::uint16_t>(is_in(rung_of_[i + j]) ? 1 : 0);
+      }
+      if (any == 0) continue;
+    }
+    // Write every token, keep it by moving the end: no branch to mispredict.
+    Candidate found[kTested];
+    std::size_t kept = 0;
+    for (std::size_t j = i; j < stop; ++j) {
+      found[kept] = {values_[j], static_cast<std::int32_t>(j)};
+      kept += is_in(rung_of_[j]) ? 1 : 0;
+    }
+    out.insert(out.end(), found, found + kept);
+  }
 }
 
 void Ladder::sort_rung(std::size_t rung) {
   if (rung == sorted_rung_) return;
   sorted_rung_ = rung;
-  const auto wanted = static_cast<std::uint16_t>(rung);
   members_.clear();
-  for (std::size_t begin = 0; begin < values_.size(); begin += kTested) {
-    const std::size_t end = std::min(begin + kTested, values_.size());
-    std::uint16_t any = 0;
-    if (end - begin == kTested) {  // a fixed count, which compilers make one vector of
-      for (std::size_t i = 0; i < kTested; ++i) {
-        any |= static_cast<std::uint16_t>(rung_of_[begin + i] == wanted ? 1 : 0);
-      }
-    }
-    if (any == 0 && end - begin == kTested) continue;
-    // Write every token, keep it by moving the end: no branch to mispredict.
-    Candidate found[kTested];
-    std::size_t kept = 0;
-    for (std::size_t i = begin; i < end; ++i) {
-      found[kept] = {values_[i], static_cast<std::int32_t>(i)};
-      kept += rung_of_[i] == wanted ? 1 : 0;
-    }
-    members_.insert(members_.end(), found, found + kept);
-  }
+  gather(rung, rung + 1, members_);
   sort_candidates(members_);
 }
 

@@ -84,6 +84,18 @@ void Logits::gather(float threshold, std::vector<Candidate>& out) const {
   }
 }
 
+std::size_t Logits::count_from(float floor) const {
+  std::size_t found = 0;
+  for (std::size_t b = 0; b < block_max_.size(); ++b) {
+    if (block_max_[b] < floor) continue;
+    const std::size_t end = std::min((b + 1) * kBlock, values_.size());
+    std::uint32_t in_block = 0;
+    for (std::size_t i = b * kBlock; i < end; ++i) in_block += values_[i] >= floor ? 1u : 0u;
+    found += in_block;
+  }
+  return found;
+}
+
 void Logits::top(std::size_t count, std::vector<Candidate>& out) const {
   gather(threshold_for(count), out);
   if (out.size() <= count) return;

@@ -50,19 +50,8 @@ class Logits {
   // Every candidate with logit >= threshold, by ascending id.
   void gather(float threshold, std::vector<Candidate>& out) const;
 
-  // How many logits satisfy a predicate that holds for all above some value, and for none below.
-  template <typename Predicate>
-  std::size_t count(Predicate predicate) const {
-    std::size_t found = 0;
-    for (std::size_t b = 0; b < block_max_.size(); ++b) {
-      if (!predicate(block_max_[b])) continue;
-      const std::size_t end = std::min((b + 1) * kBlock, values_.size());
-      std::uint32_t in_block = 0;
-      for (std::size_t i = b * kBlock; i < end; ++i) in_block += predicate(values_[i]) ? 1u : 0u;
-      found += in_block;
-    }
-    return found;
-  }
+  // How many logits are >= floor.
+  std::size_t count_from(float floor) const;
 
   // The `count` first candidates in order of precedes().
   void top(std::size_t count, std::vector<Candidate>& out) const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <ranges>
 
 namespace ryz {
 namespace {
@@ -26,16 +27,6 @@ float floor_from(float from, double offset) {
 }
 
 }  // namespace
-
-template <typename Predicate>
-std::size_t Order::count_while(Predicate predicate) {
-  const auto stop =
-      std::partition_point(sorted_.begin(), sorted_.end(),
-                           [&](const Candidate& candidate) { return predicate(candidate.logit); });
-  auto count = static_cast<std::size_t>(stop - sorted_.begin());
-  if (row_ != nullptr && stop == sorted_.end()) count = row_->count(predicate);
-  return std::clamp(count, begin_, end_) - begin_;
-}
 
 void Order::start(const Logits& row) {
   row_ = &row;
@@ -88,7 +79,10 @@ void Order::keep_first(std::size_t count) {
   end_ = std::min(end_, begin_ + count);
   if (row_ == nullptr) return;
   if (end_ > sorted_.size()) {
-    if (end_ > kSortAll) return;
+    // Beyond as many as there are blocks, Logits::top() would look at every token.
+    const std::size_t tokens = row_->values().size();
+    const std::size_t blocks = row_->blocks();
+    if (end_ > (tokens <= kSortAll ? tokens : std::min(kSortAll, blocks))) return;
     row_->top(end_, sorted_);
     sort_candidates(sorted_);
     sorted_mass_.clear();
@@ -104,22 +98,78 @@ void Order::drop_first(std::size_t count) {
 }
 
 void Order::keep_nearest(float centre, double share, std::size_t min_keep) {
-  const std::span<const float> values = logits();
-  const std::span<const float> masses = weights(inv_temperature_);
-  distances_.resize(values.size());
-  float* const distances = distances_.data();
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    // A choice between constants, where one between results would be a branch.
-    distances[i] = -std::fabs(values[i] - centre) - (masses[i] > 0.0f ? 0.0f : kInfinity);
-  }
-  nearest_.build(distances_, masses, 0.0f, inv_temperature_);
+  const double target = share * total();
+  const std::size_t least = std::min(min_keep, size());
+  const auto [sure, possible] = find_undecided(centre, target, least);
+  distances_.resize(undecided_.size());
+  undecided_weights_.resize(undecided_.size());
+  for (std::size_t i = 0; i < undecided_.size(); ++i) distances_[i] = undecided_[i].logit;
+  softmax_weights(distances_, reference_, inv_temperature_, undecided_weights_.data());
+  for (float& distance : distances_) distance = -std::fabs(distance - centre);
+  nearest_.build(distances_, undecided_weights_, 0.0f, inv_temperature_);
+  const std::size_t missing = least > sure.size() ? least - sure.size() : 1;
   const std::size_t last =
-      std::max(nearest_.find(share * total(), Crossing::kReach), std::min(min_keep, size()) - 1);
-  const float reach = -nearest_.at(last).logit;
-  const std::size_t end = count_while([=](float logit) { return logit - centre >= -reach; });
-  const std::size_t begin = count_while([=](float logit) { return logit - centre > reach; });
-  keep_first(end);
-  drop_first(begin);
+      std::max(nearest_.find(target - sure.mass(), Crossing::kReach), missing - 1);
+  const float reach = nearest_.at(last).logit;
+  std::size_t begin = possible.begin.size();
+  std::size_t end = possible.end.size();
+  for (std::size_t i = 0; i < undecided_.size(); ++i) {
+    const bool is_beyond = distances_[i] < reach;
+    const bool is_above = undecided_[i].logit >= centre;
+    begin += is_beyond & is_above ? 1 : 0;
+    end -= is_beyond & !is_above ? 1 : 0;
+  }
+  keep_first(end - begin_);
+  drop_first(begin - begin_);
+}
+
+// A token at most n rungs from the centre's own is nearer than the width of n + 1, any other is
+// further than that of n. So where n rungs are the fewest that suffice, the last token to be kept
+// is between the widths of n - 1 and n + 1, and undecided are a few rungs on either side; one more
+// than that, since rungs and distances are rounded differently.
+Order::Nearest Order::find_undecided(float centre, double target, std::size_t least) {
+  const Run all = candidates();
+  if (row_ == nullptr) {
+    undecided_.assign(sorted_.begin() + static_cast<std::ptrdiff_t>(begin_),
+                      sorted_.begin() + static_cast<std::ptrdiff_t>(end_));
+    return {{}, all};
+  }
+  struct Rungs {
+    std::size_t begin;
+    std::size_t end;
+  };
+  constexpr int kAll = static_cast<int>(Ladder::kRungs);
+  Ladder& ladder = this->ladder();
+  const int middle = static_cast<int>(ladder.rung_of(centre));
+  const auto within = [=](int n) -> Rungs {
+    const int begin = n < 0 ? middle : std::max(middle - n, 0);
+    const int end = n < 0 ? middle : std::min(middle + n + 1, kAll);
+    return {static_cast<std::size_t>(begin), static_cast<std::size_t>(end)};
+  };
+  const auto run_of = [&](Rungs rungs) -> Run {
+    const auto shorter = [](const Prefix& a, const Prefix& b) { return a.count < b.count; };
+    return {std::clamp(ladder.before(rungs.begin), all.begin, all.end, shorter),
+            std::clamp(ladder.before(rungs.end), all.begin, all.end, shorter)};
+  };
+  const int n = *std::ranges::partition_point(std::views::iota(0, kAll), [&](int rungs) {
+    const Run run = run_of(within(rungs));
+    return run.mass() < target || run.size() < least;
+  });
+  // The last rung has no width: what is in it may be at any distance.
+  const bool is_last_in = middle + n + 2 >= kAll - 1;
+  const Rungs sure = within(is_last_in ? std::min(n - 3, kAll - 2 - middle) : n - 3);
+  const Rungs possible = is_last_in ? Rungs{0, Ladder::kRungs} : within(n + 2);
+  undecided_.clear();
+  ladder.gather(possible.begin, sure.begin, undecided_);
+  ladder.gather(sure.end, possible.end, undecided_);
+  if (size() < row_->values().size()) {
+    const Candidate first = at(begin_);
+    const Candidate last = at(end_ - 1);
+    std::erase_if(undecided_, [=](const Candidate& candidate) {
+      return precedes(candidate, first) || precedes(last, candidate);
+    });
+  }
+  return {run_of(sure), run_of(possible)};
 }
 
 double Order::entropy() {
@@ -147,6 +197,13 @@ Spread Order::spread() {
 Candidate Order::at(std::size_t place) {
   if (place >= sorted_.size()) sort_head();
   return place < sorted_.size() ? sorted_[place] : ladder().at(place);
+}
+
+Order::Run Order::candidates() {
+  const auto first = [this](std::size_t count) -> Prefix {
+    return {mass_of_first(count), static_cast<double>(count)};
+  };
+  return {first(begin_), first(end_)};
 }
 
 double Order::mass_of_first(std::size_t count) {
@@ -201,7 +258,7 @@ void Order::weigh_row() {
 Ladder& Order::ladder() {
   if (!is_ladder_built_) {
     weigh_row();
-    ladder_.build(row_->values(), row_weights_, row_max_, inv_temperature_);
+    ladder_.build(row_->values(), row_weights_, reference_, inv_temperature_);
     is_ladder_built_ = true;
   }
   return ladder_;
@@ -238,11 +295,14 @@ std::span<const float> Order::weights(float inv_temperature) {
 }
 
 std::size_t Order::count_from(float floor) {
-  return count_while([floor](float logit) { return logit >= floor; });
+  const auto stop =
+      std::partition_point(sorted_.begin(), sorted_.end(),
+                           [=](const Candidate& candidate) { return candidate.logit >= floor; });
+  auto count = static_cast<std::size_t>(stop - sorted_.begin());
+  if (row_ != nullptr && stop == sorted_.end()) count = row_->count_from(floor);
+  return std::clamp(count, begin_, end_) - begin_;
 }
 
-std::size_t Order::count_finite() {
-  return count_while([](float logit) { return logit > -kInfinity; });
-}
+std::size_t Order::count_finite() { return count_from(std::numeric_limits<float>::lowest()); }
 
 }  // namespace ryz

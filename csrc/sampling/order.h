@@ -35,7 +35,7 @@ class Order {
   void set_temperature(float temperature);
 
   // The mass of all candidates.
-  double total() { return mass_of_first(end_) - mass_of_first(begin_); }
+  double total() { return candidates().mass(); }
 
   // The mass of one candidate. Precondition: logit is a candidate's.
   double mass_of(float logit) const;
@@ -71,6 +71,23 @@ class Order {
   Spread spread();
 
  private:
+  // Candidates that follow each other, as what comes before them and what they end.
+  struct Run {
+    Prefix begin;
+    Prefix end;
+    double mass() const { return end.mass - begin.mass; }
+    std::size_t size() const { return end.size() - begin.size(); }
+  };
+  // What keep_nearest() keeps at least and at most.
+  struct Nearest {
+    Run sure;
+    Run possible;
+  };
+
+  Run candidates();
+  // Puts the candidates that are possible and not sure into `undecided_`.
+  Nearest find_undecided(float centre, double target, std::size_t least);
+
   // Places below are those of the whole order.
   Candidate at(std::size_t place);
   double mass_of_first(std::size_t count);
@@ -83,10 +100,6 @@ class Order {
   Ladder& ladder();
   std::span<const float> logits();
   std::span<const float> weights(float inv_temperature);
-
-  // How many candidates satisfy a predicate that holds for a beginning of the order.
-  template <typename Predicate>
-  std::size_t count_while(Predicate predicate);
 
   const Logits* row_ = nullptr;  // null where `sorted_` has all that remains
   std::size_t begin_ = 0;
@@ -108,9 +121,12 @@ class Order {
   Ladder ladder_;
   bool is_ladder_built_ = false;
 
-  std::vector<float> distances_;
   std::vector<float> candidate_weights_;  // as row_weights_, 0 for what is no candidate
-  Ladder nearest_;
+
+  std::vector<Candidate> undecided_;
+  std::vector<float> undecided_weights_;
+  std::vector<float> distances_;  // negative, of the undecided
+  Ladder nearest_;                // of these
 };
 
 }  // namespace ryz

@@ -6,6 +6,7 @@ Nothing here may import the native module.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +89,27 @@ def uniform(seed: int, position: int, purpose: int = 0) -> float:
     return float((high << 32 | low) >> 11) * 2.0**-53
 
 
-def penalise(logits: NDArray[Any], history: Iterable[int], penalty: float) -> F64:
+def penalise(
+    logits: NDArray[Any],
+    seen: Iterable[int],
+    repetition: float,
+    counted: Iterable[int] = (),
+    frequency: float = 0.0,
+    presence: float = 0.0,
+) -> F64:
     """Return logits of seen tokens divided if positive, multiplied if not (arXiv:1909.05858).
 
-    In float32, as transformers does: a penalised logit is a float32 again, and its rounding decides
-    which logits tie.
+    From those of counted tokens goes the frequency penalty per occurrence and the presence penalty
+    once (the OpenAI API). In float32, as transformers does: a penalised logit is a float32 again,
+    and its rounding decides which logits tie.
     """
     result = logits.astype(np.float32)
-    factor = np.float32(penalty)
-    for token in set(history):
+    factor = np.float32(repetition)
+    for token in set(seen):
         value = result[token]
         result[token] = value / factor if value > 0 else value * factor
+    for token, count in Counter(counted).items():
+        result[token] -= np.float32(count) * np.float32(frequency) + np.float32(presence)
     return result.astype(np.float64)
 
 
@@ -178,7 +189,8 @@ def _typical_p(state: State, chain: Chain, _: float) -> None:
         ranked = np.argsort(distance, kind="stable")
         count = max(state.count_to(p[ranked], chain.typical_p), min(chain.min_keep, len(p)))
         reach = distance[ranked[count - 1]]
-        others = np.abs(distance[ranked[count:]] - reach)
+        others = distance[ranked[count:]]
+        others = np.abs(others[np.isfinite(others)] - reach)
         state.margin = min(state.margin, float(np.min(others, initial=1.0)))
         state.keep(distance <= reach)
 

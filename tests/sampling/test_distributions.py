@@ -67,9 +67,7 @@ def cut(chain: Chain) -> Probabilities:
 
 
 def penalised(logits: F64) -> F64:
-    seen = oracle.penalise(logits, PROMPT + GENERATED, 1.3)
-    often = {token: GENERATED.count(token) for token in GENERATED}
-    return changed(seen, {token: -0.4 * n - 0.5 for token, n in often.items()})
+    return softmax(oracle.penalise(logits, PROMPT + GENERATED, 1.3, GENERATED, 0.4, 0.5))
 
 
 def kept_by_mirostat(logits: F64) -> F64:

@@ -117,6 +117,27 @@ def test_any_order_draws_as_the_oracle(chain: Chain, size: int, noise: int) -> N
     compare(normals(size, spread=3.0, seed=noise), chain, seed=noise, positions=range(4))
 
 
+@given(
+    order=st.permutations(ORDER).map(tuple),
+    typical_p=st.floats(0.001, 0.999),
+    min_keep=st.sampled_from([1, 1, 20, 2500]),
+    temperature=st.sampled_from([1.0, 0.3, 4.0]),
+    top_k=st.sampled_from([0, 2600]),
+    xtc_probability=st.sampled_from([0.0, 1.0]),
+    spread=st.sampled_from([1e-3, 0.3, 2.0, 20.0]),
+    masked=st.sampled_from([0, 500]),
+    noise=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_typical_finds_the_nearest_among_many(
+    spread: float, masked: int, noise: int, **fields: Any
+) -> None:
+    """Of more tokens than are put into a list."""
+    logits = normals(3000, spread=spread, seed=noise)
+    logits[:masked] = -math.inf
+    compare(logits, Chain(xtc_threshold=1e-4, **fields), seed=noise, positions=range(6))
+
+
 def support(logits: F32Array, chain: Chain, draws: int = 300) -> set[int]:
     """What comes out in many positions: of few and likely tokens, all that can."""
     native = sampler(chain, 11)
@@ -159,6 +180,47 @@ def test_looser_filters_keep_more(field: str, values: list[Any]) -> None:
     base = Chain(top_p=0.01) if field == "min_keep" else Chain()
     kept = [support(logits, dataclasses.replace(base, **{field: value})) for value in values]
     assert all(tight < loose for tight, loose in pairwise(kept))
+
+
+@given(n=st.floats(0.1, 4.0), size=st.sampled_from([20, 2500]), noise=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_top_n_sigma_is_blind_to_scale(n: float, size: int, noise: int) -> None:
+    """Logits twice as large are cut alike, and drawn alike at twice the temperature."""
+    logits = normals(size, seed=noise)
+    once = sampler(Chain(top_n_sigma=n, order=("top_n_sigma",)), noise)
+    twice = sampler(
+        Chain(top_n_sigma=n, temperature=2.0, order=("top_n_sigma", "temperature")), noise
+    )
+    for position in range(10):
+        drawn = once.sample(logits, NO_HISTORY, position)
+        assert twice.sample(2 * logits, NO_HISTORY, position) == drawn
+
+
+@given(
+    temperature=st.floats(0.3, 2.0),
+    dynatemp_range=st.floats(0.1, 3.0),
+    exponent=st.floats(0.2, 3.0),
+    noise=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_dynamic_temperature_stays_in_its_range(
+    temperature: float, dynatemp_range: float, exponent: float, noise: int
+) -> None:
+    """The place of a draw in the order grows with the temperature."""
+    logits = normals(50, spread=2.0, seed=noise)
+    places = np.empty(50, np.int64)
+    places[np.argsort(-logits, kind="stable")] = np.arange(50)
+    between = Chain(
+        temperature=temperature, dynatemp_range=dynatemp_range, dynatemp_exponent=exponent
+    )
+    low = Chain(temperature=max(temperature - dynatemp_range, 1e-6))
+    high = Chain(temperature=temperature + dynatemp_range)
+    for position in range(20):
+        drawn = [
+            places[sampler(chain, noise).sample(logits, NO_HISTORY, position)]
+            for chain in (low, between, high)
+        ]
+        assert drawn == sorted(drawn)
 
 
 def test_xtc_leaves_the_least_likely_of_the_likely() -> None:
@@ -207,6 +269,7 @@ def test_tail_weights_survive_dropping_the_head() -> None:
         Chain(top_n_sigma=1.5),
         Chain(xtc_probability=0.5, xtc_threshold=0.02),
         Chain(dynatemp_range=0.7, top_k=30),
+        Chain(dynatemp_range=0.9, dynatemp_exponent=0.4, temperature=1.2),
         Chain(order=ORDERS["llama.cpp"][2:], top_k=40, top_p=0.95, min_p=0.05, temperature=0.8),
     ],
     ids=str,
@@ -313,6 +376,33 @@ def test_mirostat_follows_the_oracle(size: int, tau: float, eta: float) -> None:
     for position, row in enumerate(rows):
         assert native.mu == pytest.approx(mus[position], abs=1e-4)
         assert native.sample(row, NO_HISTORY, position) == tokens[position]
+
+
+@given(
+    size=st.sampled_from([5, 60, 2500]),
+    tau=st.floats(0.1, 10.0),
+    eta=st.floats(0.0, 1.0),
+    temperature=st.floats(0.3, 3.0),
+    noise=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=100, deadline=None)
+def test_mirostat_draws_nothing_above_mu_and_moves_it_to_its_target(
+    size: int, tau: float, eta: float, temperature: float, noise: int
+) -> None:
+    rows = np.random.default_rng(noise).normal(scale=2.0, size=(6, size)).astype(np.float32)
+    native = _core.Sampler(
+        mirostat=2, mirostat_tau=tau, mirostat_eta=eta, temperature=temperature, seed=noise,
+        order=["temperature"],
+    )  # fmt: skip
+    for position, row in enumerate(rows):
+        mu = native.mu
+        token = native.sample(row, NO_HISTORY, position)
+        surprises = -oracle.log_softmax(row / np.float64(temperature)) / math.log(2)
+        kept = surprises <= max(mu, surprises.min())
+        assert surprises[token] <= max(mu, surprises.min()) + TOLERANCE
+        assume(np.min(np.abs(surprises - mu)) > TOLERANCE)
+        drawn = surprises[token] + math.log2(np.sum(np.exp2(-surprises[kept])))
+        assert native.mu == pytest.approx(mu - eta * (drawn - tau), abs=1e-4)
 
 
 def test_mirostat_reaches_its_target() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import sampling as oracle
 
@@ -65,6 +65,43 @@ def test_a_window_counts_the_prompt_for_all_three() -> None:
     np.testing.assert_allclose(found, [0, -2.5, -1.5], atol=0.01)
     found = edited(text, size=3, penalty_last_n=0, **options)
     np.testing.assert_allclose(found, [0, 0, 0], atol=0.01)
+
+
+@given(
+    prompt=st.lists(st.integers(0, 9), max_size=8),
+    generated=st.lists(st.integers(0, 9), max_size=8),
+    repetition=st.floats(0.5, 2.0),
+    frequency=st.floats(-1.0, 1.0),
+    presence=st.floats(-1.0, 1.0),
+    last_n=st.sampled_from([-1, 0, 3, 100]),
+    noise=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=200, deadline=None)
+def test_penalties_follow_the_oracle(
+    prompt: list[int],
+    generated: list[int],
+    repetition: float,
+    frequency: float,
+    presence: float,
+    last_n: int,
+    noise: int,
+) -> None:
+    logits = np.random.default_rng(noise).normal(scale=2.0, size=10).astype(np.float32)
+    text = prompt + generated
+    seen = text if last_n < 0 else text[max(len(text) - last_n, 0) :]
+    counted = generated if last_n < 0 else seen
+    native = _core.Sampler(
+        temperature=0.0,
+        repetition_penalty=repetition,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        penalty_last_n=last_n,
+        prompt_length=len(prompt),
+    )
+    expected = oracle.penalise(logits, seen, repetition, counted, frequency, presence)
+    best = np.sort(expected)[-2:]
+    assume(best[1] - best[0] > 1e-5)
+    assert native.sample(logits, history(*text), len(text)) == int(np.argmax(expected))
 
 
 def test_penalties_leave_no_trace_for_the_next_row() -> None:

@@ -62,9 +62,9 @@ def table_of(header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def markdown_of(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return the same in Markdown."""
-    rule = ["---", "---", *["---:"] * (len(header) - 2)]
+def markdown_of(header: Sequence[str], lines: Sequence[Sequence[str]], names: int = 2) -> str:
+    """Return the same in Markdown, after so many columns of names."""
+    rule = ["---"] * names + ["---:"] * (len(header) - names)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))
 
 

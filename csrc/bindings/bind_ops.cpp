@@ -478,9 +478,9 @@ py::tuple weighted_moments(const std::string& isa, const Floats& values, const F
                            float shift) {
   const auto n = static_cast<std::size_t>(values.size());
   expect_size(weights, n, "weights");
-  double sums[3];
+  double sums[2];
   table(isa).weighted_moments({values.data(), weights.data(), n, shift, sums});
-  return py::make_tuple(sums[0], sums[1], sums[2]);
+  return py::make_tuple(sums[0], sums[1]);
 }
 
 void rungs(const std::string& isa, const Floats& values, float top, float per_unit,
@@ -488,6 +488,15 @@ void rungs(const std::string& isa, const Floats& values, float top, float per_un
   const auto n = static_cast<std::size_t>(values.size());
   expect_size(out, n, "out");
   table(isa).rungs({values.data(), n, top, per_unit, count, out.mutable_data()});
+}
+
+std::size_t rung_members(const std::string& isa, const Array<std::uint16_t>& rungs,
+                         std::uint16_t first, std::uint16_t last, Array<std::int32_t> out) {
+  const auto n = static_cast<std::size_t>(rungs.size());
+  expect_size(out, n, "out");
+  std::size_t count = 0;
+  table(isa).rung_members({rungs.data(), n, first, last, out.mutable_data(), &count});
+  return count;
 }
 
 }  // namespace
@@ -501,6 +510,8 @@ void bind_ops(py::module_& m) {
         py::arg("shift"));
   m.def("rungs", &rungs, py::arg("isa"), array("values"), py::arg("top"), py::arg("per_unit"),
         py::arg("count"), array("out"));
+  m.def("rung_members", &rung_members, py::arg("isa"), array("rungs"), py::arg("first"),
+        py::arg("last"), array("out"));
   m.def("rms_norm", &rms_norm, py::arg("isa"), array("x"), array("gain"), py::arg("eps"),
         array("out"), py::arg("residual").noconvert() = py::none());
   m.def("quantize", &quantize, py::arg("isa"), array("x"), array("q"),

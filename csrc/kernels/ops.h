@@ -461,7 +461,7 @@ struct SoftmaxWeightsArgs {
   double* total;
 };
 
-// sums[k] = sum of weights[i] * d^k for k = 0, 1, 2 with d = max(values[i], -1e38) - shift.
+// sums[k] = sum of weights[i] * d^(k + 1) for k = 0, 1 with d = max(values[i], -1e38) - shift.
 // Differences and first products are float; the reduction is 16 lanes of doubles by i % 16, then
 // in order. Where a value is -inf its weight must be 0.
 struct WeightedMomentsArgs {
@@ -469,7 +469,7 @@ struct WeightedMomentsArgs {
   const float* weights;
   std::size_t n;
   float shift;
-  double* sums;  // [3]
+  double* sums;  // [2]
 };
 
 // rungs[i] = floor(clamp((top - values[i]) * per_unit, 0, count - 1)).
@@ -480,6 +480,16 @@ struct RungsArgs {
   float per_unit;  // more than 0
   std::size_t count;
   std::uint16_t* rungs;
+};
+
+// ids = every i with first <= rungs[i] <= last, ascending; count: how many.
+struct RungMembersArgs {
+  const std::uint16_t* rungs;
+  std::size_t n;
+  std::uint16_t first;
+  std::uint16_t last;
+  std::int32_t* ids;  // room for n
+  std::size_t* count;
 };
 
 // Every op of a tier once: X(name, Args). The ternary linear, of which a tier has several, is in
@@ -511,7 +521,8 @@ struct RungsArgs {
   X(block_max, BlockMaxArgs)                  \
   X(softmax_weights, SoftmaxWeightsArgs)      \
   X(weighted_moments, WeightedMomentsArgs)    \
-  X(rungs, RungsArgs)
+  X(rungs, RungsArgs)                         \
+  X(rung_members, RungMembersArgs)
 
 struct KernelTable {
 #define RYZ_TABLE_ENTRY(name, Args) void (*name)(const Args&) noexcept;

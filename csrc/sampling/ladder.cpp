@@ -7,8 +7,6 @@ namespace ryz {
 namespace {
 
 constexpr float kRungsPerUnit = 128.0f;
-// Tokens whose rungs are looked at in one vector test.
-constexpr std::size_t kTested = 32;
 
 }  // namespace
 
@@ -89,28 +87,13 @@ std::size_t Ladder::rung_of(float value) const {
   return rung;
 }
 
-void Ladder::gather(std::size_t begin, std::size_t end, std::vector<Candidate>& out) const {
+void Ladder::gather(std::size_t begin, std::size_t end, std::vector<Candidate>& out) {
   if (begin >= end) return;
-  const auto first = static_cast<std::uint16_t>(begin);
-  const auto last = static_cast<std::uint16_t>(end - 1);
-  const auto is_in = [=](std::uint16_t rung) { return (rung >= first) & (rung <= last); };
-  for (std::size_t i = 0; i < values_.size(); i += kTested) {
-    const std::size_t stop = std::min(i + kTested, values_.size());
-    std::uint16_t any = 0;
-    if (stop - i == kTested) {  // a fixed count, which compilers make one vector of
-      for (std::size_t j = 0; j < kTested; ++j) {
-        any |= static_cast<std::uint16_t>(is_in(rung_of_[i + j]) ? 1 : 0);
-      }
-      if (any == 0) continue;
-    }
-    // Write every token, keep it by moving the end: no branch to mispredict.
-    Candidate found[kTested];
-    std::size_t kept = 0;
-    for (std::size_t j = i; j < stop; ++j) {
-      found[kept] = {values_[j], static_cast<std::int32_t>(j)};
-      kept += is_in(rung_of_[j]) ? 1 : 0;
-    }
-    out.insert(out.end(), found, found + kept);
+  ids_.resize(values_.size());
+  const std::size_t count = rung_members(rung_of_, static_cast<std::uint16_t>(begin),
+                                         static_cast<std::uint16_t>(end - 1), ids_.data());
+  for (std::size_t i = 0; i < count; ++i) {
+    out.push_back({values_[static_cast<std::size_t>(ids_[i])], ids_[i]});
   }
 }
 

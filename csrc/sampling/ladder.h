@@ -53,7 +53,7 @@ class Ladder {
   const Prefix& before(std::size_t rung) const { return before_[rung]; }
 
   // Appends the candidates of the rungs [begin, end), by ascending id.
-  void gather(std::size_t begin, std::size_t end, std::vector<Candidate>& out) const;
+  void gather(std::size_t begin, std::size_t end, std::vector<Candidate>& out);
 
  private:
   void sort_rung(std::size_t rung);
@@ -65,7 +65,8 @@ class Ladder {
   float per_unit_ = 0.0f;
   std::vector<std::uint16_t> rung_of_;  // each token
   std::vector<Prefix> before_;          // each rung, and the end
-  std::vector<Candidate> members_;      // of the sorted rung, in order
+  std::vector<std::int32_t> ids_;
+  std::vector<Candidate> members_;  // of the sorted rung, in order
   std::size_t sorted_rung_ = 0;
 };
 

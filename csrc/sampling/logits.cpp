@@ -121,14 +121,21 @@ double softmax_weights(std::span<const float> values, float reference, float inv
 
 Moments weighted_moments(std::span<const float> values, std::span<const float> weights,
                          float shift) {
-  double sums[3];
+  double sums[2];
   kernels().weighted_moments({values.data(), weights.data(), values.size(), shift, sums});
-  return {sums[0], sums[1], sums[2]};
+  return {sums[0], sums[1]};
 }
 
 void rungs_of(std::span<const float> values, float top, float per_unit, std::size_t count,
               std::uint16_t* rungs) {
   kernels().rungs({values.data(), values.size(), top, per_unit, count, rungs});
+}
+
+std::size_t rung_members(std::span<const std::uint16_t> rungs, std::uint16_t first,
+                         std::uint16_t last, std::int32_t* ids) {
+  std::size_t count = 0;
+  kernels().rung_members({rungs.data(), rungs.size(), first, last, ids, &count});
+  return count;
 }
 
 }  // namespace ryz

@@ -70,9 +70,8 @@ class Logits {
 double softmax_weights(std::span<const float> values, float reference, float inv_temperature,
                        float* weights);
 
-// Sums of weight, of weight * d and of weight * d^2, d = value - shift.
+// Sums of weight * d and of weight * d^2, d = value - shift.
 struct Moments {
-  double total;
   double first;
   double second;
 };
@@ -81,5 +80,10 @@ Moments weighted_moments(std::span<const float> values, std::span<const float> w
 
 void rungs_of(std::span<const float> values, float top, float per_unit, std::size_t count,
               std::uint16_t* rungs);
+
+// Writes the places of rungs within [first, last] to `ids`, which has room for all; returns how
+// many.
+std::size_t rung_members(std::span<const std::uint16_t> rungs, std::uint16_t first,
+                         std::uint16_t last, std::int32_t* ids);
 
 }  // namespace ryz

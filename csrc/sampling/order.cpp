@@ -175,8 +175,8 @@ Order::Nearest Order::find_undecided(float centre, double target, std::size_t le
 double Order::entropy() {
   const std::span<const float> values = logits();
   const Moments moments = weighted_moments(values, weights(inv_temperature_), reference_);
-  return std::log(moments.total) -
-         static_cast<double>(inv_temperature_) * moments.first / moments.total;
+  const double mass = total();
+  return std::log(mass) - static_cast<double>(inv_temperature_) * moments.first / mass;
 }
 
 float Order::typical_logit() {
@@ -189,8 +189,9 @@ Spread Order::spread() {
   // At an infinite temperature every finite logit weighs the same.
   const std::span<const float> values = logits();
   const Moments moments = weighted_moments(values, weights(0.0f), reference_);
-  const double offset = moments.first / moments.total;
-  const double variance = moments.second / moments.total - offset * offset;
+  const auto count = static_cast<double>(count_finite());
+  const double offset = moments.first / count;
+  const double variance = moments.second / count - offset * offset;
   return {static_cast<double>(reference_) + offset, std::sqrt(std::max(variance, 0.0))};
 }
 

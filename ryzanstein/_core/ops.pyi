@@ -223,10 +223,13 @@ def softmax_weights(
 
 def weighted_moments(
     isa: str, values: F32Array, weights: F32Array, shift: float
-) -> tuple[float, float, float]:
-    """Return the sums of weights * (values - shift)^k for k = 0, 1, 2."""
+) -> tuple[float, float]:
+    """Return the sums of weights * (values - shift)^k for k = 1, 2."""
 
 def rungs(
     isa: str, values: F32Array, top: float, per_unit: float, count: int, out: U16Array
 ) -> None:
     """Write floor((top - values) * per_unit), within [0, count - 1]."""
+
+def rung_members(isa: str, rungs: U16Array, first: int, last: int, out: I32Array) -> int:
+    """Write the places of rungs within [first, last], ascending; return how many."""

@@ -60,7 +60,7 @@ def test_weighted_moments(isa: str, size: int) -> None:
     got = kernels.weighted_moments(isa, misaligned(values), misaligned(weights), 2.0)
     assert got == kernels.weighted_moments("scalar", values, weights, 2.0)
     distance = np.where(np.isfinite(values), values.astype(np.float64) - 2.0, 0)
-    for power, sum_ in enumerate(got):
+    for power, sum_ in enumerate(got, 1):
         terms = weights * distance**power
         assert sum_ == pytest.approx(terms.sum(), abs=4e-7 * np.abs(terms).sum() + 1e-30)
 
@@ -73,3 +73,14 @@ def test_rungs(isa: str, size: int) -> None:
     out.check()
     depth = (np.float32(4.0) - values) * np.float32(64.0)
     assert np.array_equal(out.array, np.clip(depth, 0, 99).astype(np.uint16))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (3, 3), (2, 9), (0, 65535), (40000, 65535)])
+def test_rung_members(isa: str, size: int, first: int, last: int) -> None:
+    rungs = np.random.default_rng(size).choice([0, 1, 2, 3, 9, 10, 39999, 40000, 65535], size)
+    out = guarded(size, np.int32)
+    found = kernels.rung_members(isa, misaligned(rungs.astype(np.uint16)), first, last, out.array)
+    out.check()
+    expected = np.flatnonzero((rungs >= first) & (rungs <= last))
+    assert out.array[:found].tolist() == expected.tolist()

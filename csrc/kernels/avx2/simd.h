@@ -166,5 +166,35 @@ inline Vec select_first(Vec v, std::size_t n, Vec other) {
   return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(first(n)));
 }
 
+// 16 sums of doubles, of which floats from place `lane` on are added to those of their places.
+constexpr std::size_t kSumLanes = 16;
+struct Sums {
+  __m256d lanes[4];
+};
+inline __m256d low_doubles(Vec v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
+inline __m256d high_doubles(Vec v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
+inline void add_to(Sums& sums, std::size_t lane, Vec v) {
+  __m256d* const lanes = sums.lanes + lane % kSumLanes / 4;
+  lanes[0] = _mm256_add_pd(lanes[0], low_doubles(v));
+  lanes[1] = _mm256_add_pd(lanes[1], high_doubles(v));
+}
+inline void add_products_to(Sums& sums, std::size_t lane, Vec a, Vec b) {
+  __m256d* const lanes = sums.lanes + lane % kSumLanes / 4;
+  lanes[0] = _mm256_add_pd(lanes[0], _mm256_mul_pd(low_doubles(a), low_doubles(b)));
+  lanes[1] = _mm256_add_pd(lanes[1], _mm256_mul_pd(high_doubles(a), high_doubles(b)));
+}
+
+// Bit i: whether p[i] is in [first, last]; of 32.
+inline std::uint32_t bits_between(const std::uint16_t* p, std::uint16_t first, std::uint16_t last) {
+  const __m256i from = _mm256_set1_epi16(static_cast<short>(first));
+  const __m256i width = _mm256_set1_epi16(static_cast<short>(last - first));
+  const __m256i low = _mm256_sub_epi16(load_i(p), from);
+  const __m256i high = _mm256_sub_epi16(load_i(p + 16), from);
+  const __m256i is_low_in = _mm256_cmpeq_epi16(_mm256_min_epu16(low, width), low);
+  const __m256i is_high_in = _mm256_cmpeq_epi16(_mm256_min_epu16(high, width), high);
+  const __m256i bytes = _mm256_packs_epi16(is_low_in, is_high_in);  // their quarters alternate
+  return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xd8)));
+}
+
 }  // namespace
 }  // namespace ryz::RYZ_TIER

@@ -149,5 +149,32 @@ inline Vec select_first(Vec v, std::size_t n, Vec other) {
   return _mm512_mask_blend_ps(first(n), other, v);
 }
 
+// 16 sums of doubles, of which floats from place `lane` on are added to those of their places.
+constexpr std::size_t kSumLanes = 16;
+struct Sums {
+  __m512d lanes[2];
+};
+inline __m512d low_doubles(Vec v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
+inline __m512d high_doubles(Vec v) {
+  return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+}
+inline void add_to(Sums& sums, std::size_t, Vec v) {
+  sums.lanes[0] = _mm512_add_pd(sums.lanes[0], low_doubles(v));
+  sums.lanes[1] = _mm512_add_pd(sums.lanes[1], high_doubles(v));
+}
+inline void add_products_to(Sums& sums, std::size_t, Vec a, Vec b) {
+  const __m512d low = _mm512_mul_pd(low_doubles(a), low_doubles(b));
+  const __m512d high = _mm512_mul_pd(high_doubles(a), high_doubles(b));
+  sums.lanes[0] = _mm512_add_pd(sums.lanes[0], low);
+  sums.lanes[1] = _mm512_add_pd(sums.lanes[1], high);
+}
+
+// Bit i: whether p[i] is in [first, last]; of 32.
+inline std::uint32_t bits_between(const std::uint16_t* p, std::uint16_t first, std::uint16_t last) {
+  const __m512i from = _mm512_set1_epi16(static_cast<short>(first));
+  const __m512i width = _mm512_set1_epi16(static_cast<short>(last - first));
+  return _mm512_cmple_epu16_mask(_mm512_sub_epi16(_mm512_loadu_si512(p), from), width);
+}
+
 }  // namespace
 }  // namespace ryz::RYZ_TIER

@@ -125,5 +125,24 @@ inline Vec exp2_int(Vec n) {
 // v where lane index < n, else `other`.
 inline Vec select_first(Vec v, std::size_t n, Vec other) { return n == 0 ? other : v; }
 
+// 16 sums of doubles, of which floats from place `lane` on are added to those of their places.
+constexpr std::size_t kSumLanes = 16;
+struct Sums {
+  double lanes[kSumLanes];
+};
+inline void add_to(Sums& sums, std::size_t lane, Vec v) {
+  sums.lanes[lane % kSumLanes] += static_cast<double>(v);
+}
+inline void add_products_to(Sums& sums, std::size_t lane, Vec a, Vec b) {
+  sums.lanes[lane % kSumLanes] += static_cast<double>(a) * static_cast<double>(b);
+}
+
+// Bit i: whether p[i] is in [first, last]; of 32.
+inline std::uint32_t bits_between(const std::uint16_t* p, std::uint16_t first, std::uint16_t last) {
+  std::uint32_t bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= (p[i] >= first && p[i] <= last ? 1u : 0u) << i;
+  return bits;
+}
+
 }  // namespace
 }  // namespace ryz::RYZ_TIER

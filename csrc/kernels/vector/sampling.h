@@ -1,5 +1,5 @@
-// Ops on a row of logits: block_max, softmax_weights, weighted_moments, rungs. Every tier gives the
-// same bits: no fma, and sums in lanes of one number.
+// Ops on a row of logits: block_max, softmax_weights, weighted_moments, rungs,
+// rung_members. Every tier gives the same bits: no fma, and sums in 16 lanes by place.
 #pragma once
 
 #include "kernels/ops.h"
@@ -7,34 +7,41 @@
 namespace ryz::RYZ_TIER {
 namespace {
 
-// Loops over so many independent lanes with a fixed trip count, which compilers turn into vectors
-// without being allowed to reorder float arithmetic.
-constexpr std::size_t kSumLanes = 16;
-
-inline double sum_lanes(const double* lanes) {
+inline double sum_lanes(const Sums& sums) {
+  double lanes[kSumLanes];
+  std::memcpy(lanes, &sums, sizeof lanes);
   double sum = 0.0;
-  for (std::size_t j = 0; j < kSumLanes; ++j) sum += lanes[j];
+  for (const double lane : lanes) sum += lane;
   return sum;
 }
 
-// exp by exp(x) = 2^n * exp(r), |r| <= ln(2)/2, with a minimax polynomial of degree 6 (3e-9
+// Vectors that grid_exp2() computes side by side: alone, each would wait for its own last result.
+constexpr std::size_t kChains = 4;
+constexpr std::size_t kWeighed = kChains * kLanes;
+
+// exp(x) of x * log2(e) as 2^n * 2^f, |f| <= 1/2, with a minimax polynomial of degree 5 (1e-7
 // relative). To a multiple of 2^-34: no sum from 2^-11 up has finer bits. That costs one bit of
 // the larger weights.
-inline Vec grid_exp(Vec x) {
-  // The bounds are second operands: MAXPS and MINPS return it when x is NaN, which is -inf * 0.
-  x = min(max(x, broadcast(-87.0f)), zero());
-  const Vec n = round_even(mul(x, broadcast(1.44269504f)));
-  // ln 2 in two parts, the first of 15 significant bits: n times it is exact.
-  const Vec r = sub(sub(x, mul(n, broadcast(0.693145752f))), mul(n, broadcast(1.42860677e-6f)));
-  Vec p = broadcast(1.38145987e-3f);
-  p = add(mul(p, r), broadcast(8.36871658e-3f));
-  p = add(mul(p, r), broadcast(4.16683890e-2f));
-  p = add(mul(p, r), broadcast(0.166665211f));
-  p = add(mul(p, r), broadcast(0.49999994f));
-  p = add(mul(p, r), broadcast(1.0f));
-  p = add(mul(p, r), broadcast(1.0f));
+inline void grid_exp2(Vec (&x)[kChains]) {
+  Vec n[kChains];
+  for (std::size_t k = 0; k < kChains; ++k) {
+    // The bounds are second operands: MAXPS and MINPS return it when x is NaN, which is -inf * 0.
+    x[k] = min(max(x[k], broadcast(-126.0f)), zero());
+    n[k] = round_even(x[k]);
+    x[k] = sub(x[k], n[k]);
+  }
+  constexpr float kSeries[] = {9.67151299e-3f, 5.55073358e-2f, 0.240222424f, 0.693147004f, 1.0f};
+  Vec p[kChains];
+  for (Vec& each : p) each = broadcast(1.32647273e-3f);
+  for (const float coefficient : kSeries) {
+    for (std::size_t k = 0; k < kChains; ++k) {
+      p[k] = in_register(add(mul(p[k], x[k]), broadcast(coefficient)));
+    }
+  }
   const Vec floor = broadcast(0x1p-11f);
-  return sub(add(mul(p, exp2_int(n)), floor), floor);
+  for (std::size_t k = 0; k < kChains; ++k) {
+    x[k] = sub(add(mul(p[k], exp2_int(n[k])), floor), floor);
+  }
 }
 
 inline void block_max(const BlockMaxArgs& a) noexcept {
@@ -54,52 +61,63 @@ inline void block_max(const BlockMaxArgs& a) noexcept {
   *a.has_nan = reduce_max_i(magnitude) > kInfinityBits;
 }
 
+inline void weigh(const float* values, Vec reference, Vec scale, float* weights, Sums& total) {
+  Vec x[kChains];
+  for (std::size_t k = 0; k < kChains; ++k) {
+    x[k] = mul(sub(load(values + k * kLanes), reference), scale);
+  }
+  grid_exp2(x);
+  for (std::size_t k = 0; k < kChains; ++k) {
+    store(weights + k * kLanes, x[k]);
+    add_to(total, k * kLanes, x[k]);
+  }
+}
+
 inline void softmax_weights(const SoftmaxWeightsArgs& a) noexcept {
   const Vec reference = broadcast(a.reference);
-  const Vec scale = broadcast(a.inv_temperature);
+  // Finite, since infinity times the reference's own 0 would be NaN.
+  const Vec scale = min(broadcast(a.inv_temperature * 1.44269504f), broadcast(3.4e38f));
+  Sums total = {};
   std::size_t i = 0;
-  for (; i + kLanes <= a.n; i += kLanes) {
-    store(a.weights + i, grid_exp(mul(sub(load(a.values + i), reference), scale)));
+  for (; i + kWeighed <= a.n; i += kWeighed) {
+    weigh(a.values + i, reference, scale, a.weights + i, total);
   }
   if (i < a.n) {
-    const Vec tail = sub(load_first(a.values + i, a.n - i), reference);
-    store_first(a.weights + i, grid_exp(mul(tail, scale)), a.n - i);
+    float tail[kWeighed];
+    for (float& value : tail) value = -__builtin_inff();
+    std::memcpy(tail, a.values + i, (a.n - i) * sizeof(float));
+    weigh(tail, reference, scale, tail, total);
+    std::memcpy(a.weights + i, tail, (a.n - i) * sizeof(float));
   }
-  double sums[kSumLanes] = {};
-  for (i = 0; i + kSumLanes <= a.n; i += kSumLanes) {
-    for (std::size_t j = 0; j < kSumLanes; ++j) sums[j] += static_cast<double>(a.weights[i + j]);
+  *a.total = sum_lanes(total);
+}
+
+inline void add_moments(const float* values, const float* weights, Vec shift, Sums (&sums)[2]) {
+  // In place of -inf, which 0 times would be NaN.
+  const Vec lowest = broadcast(-1e38f);
+  for (std::size_t j = 0; j < kSumLanes; j += kLanes) {
+    const Vec distance = sub(max(load(values + j), lowest), shift);
+    const Vec product = mul(load(weights + j), distance);
+    add_to(sums[0], j, product);
+    add_products_to(sums[1], j, product, distance);
   }
-  for (; i < a.n; ++i) sums[0] += static_cast<double>(a.weights[i]);
-  *a.total = sum_lanes(sums);
 }
 
 inline void weighted_moments(const WeightedMomentsArgs& a) noexcept {
-  // In place of -inf, which 0 times would be NaN.
-  const Vec lowest = broadcast(-1e38f);
   const Vec shift = broadcast(a.shift);
-  double sums[3][kSumLanes] = {};
-  for (std::size_t i = 0; i < a.n; i += kSumLanes) {
-    float distances[kSumLanes];
-    float weights[kSumLanes];
-    float products[kSumLanes];
-    for (std::size_t j = 0; j < kSumLanes; j += kLanes) {
-      const std::size_t left = a.n > i + j ? a.n - i - j : 0;
-      const bool is_whole = left >= kLanes;
-      const Vec value = is_whole ? load(a.values + i + j) : load_first(a.values + i + j, left);
-      const Vec weight = is_whole ? load(a.weights + i + j) : load_first(a.weights + i + j, left);
-      const Vec distance = sub(max(value, lowest), shift);
-      store(distances + j, distance);
-      store(weights + j, weight);
-      store(products + j, mul(weight, distance));
-    }
-    for (std::size_t j = 0; j < kSumLanes; ++j) {
-      const double product = static_cast<double>(products[j]);
-      sums[0][j] += static_cast<double>(weights[j]);
-      sums[1][j] += product;
-      sums[2][j] += product * static_cast<double>(distances[j]);
-    }
+  Sums sums[2] = {};
+  std::size_t i = 0;
+  for (; i + kSumLanes <= a.n; i += kSumLanes) {
+    add_moments(a.values + i, a.weights + i, shift, sums);
   }
-  for (std::size_t k = 0; k < 3; ++k) a.sums[k] = sum_lanes(sums[k]);
+  if (i < a.n) {
+    float values[kSumLanes] = {};
+    float weights[kSumLanes] = {};
+    std::memcpy(values, a.values + i, (a.n - i) * sizeof(float));
+    std::memcpy(weights, a.weights + i, (a.n - i) * sizeof(float));
+    add_moments(values, weights, shift, sums);
+  }
+  for (std::size_t k = 0; k < 2; ++k) a.sums[k] = sum_lanes(sums[k]);
 }
 
 inline void rungs(const RungsArgs& a) noexcept {
@@ -110,6 +128,22 @@ inline void rungs(const RungsArgs& a) noexcept {
     const float rung = below < last ? below : last;
     a.rungs[i] = static_cast<std::uint16_t>(static_cast<std::int32_t>(rung));
   }
+}
+
+inline void rung_members(const RungMembersArgs& a) noexcept {
+  constexpr std::size_t kBits = 32;
+  std::size_t found = 0;
+  std::size_t i = 0;
+  for (; i + kBits <= a.n; i += kBits) {
+    std::uint32_t bits = bits_between(a.rungs + i, a.first, a.last);
+    for (; bits != 0; bits &= bits - 1) {
+      a.ids[found++] = static_cast<std::int32_t>(i) + __builtin_ctz(bits);
+    }
+  }
+  for (; i < a.n; ++i) {
+    if (a.rungs[i] >= a.first && a.rungs[i] <= a.last) a.ids[found++] = static_cast<std::int32_t>(i);
+  }
+  *a.count = found;
 }
 
 }  // namespace

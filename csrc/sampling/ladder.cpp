@@ -20,16 +20,17 @@ void Ladder::build(std::span<const float> values, std::span<const float> weights
   rung_of_.resize(values.size());
   rungs_of(values, top_, per_unit_, kRungs, rung_of_.data());
   before_.assign(kRungs + 1, {});
-  // Each rung's own in the place after it, then the sums of all up to there.
-  Prefix* const after = before_.data() + 1;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    Prefix& rung = after[rung_of_[i]];
+    Prefix& rung = before_[rung_of_[i]];
     rung.mass += static_cast<double>(weights[i]);
     rung.count += 1.0;
   }
-  for (std::size_t rung = 1; rung <= kRungs; ++rung) {
-    before_[rung].mass += before_[rung - 1].mass;
-    before_[rung].count += before_[rung - 1].count;
+  Prefix sum;
+  for (Prefix& rung : before_) {
+    const Prefix own = rung;
+    rung = sum;
+    sum.mass += own.mass;
+    sum.count += own.count;
   }
 }
 

@@ -22,10 +22,11 @@ inline bool crosses(double mass, double target, Crossing crossing) {
   return crossing == Crossing::kReach ? mass >= target : mass > target;
 }
 
-// A beginning of the order: how many tokens, and their mass.
-struct Prefix {
+// A beginning of the order: how many tokens, and their mass. The count is a double and the whole
+// aligned, so that one vector addition in memory counts a token in.
+struct alignas(16) Prefix {
   double mass = 0.0;
-  double count = 0.0;  // as a double, so that one vector addition counts a token in
+  double count = 0.0;
   std::size_t size() const { return static_cast<std::size_t>(count); }
 };
 

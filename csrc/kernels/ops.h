@@ -449,9 +449,9 @@ struct BlockMaxArgs {
   bool* has_nan;
 };
 
-// weights[i] = exp(min(values[i] - reference, 0) * inv_temperature) with a relative error below
-// 3e-7, rounded to a multiple of 2^-34 and 0 where a value is -inf; total is their sum, exact for
-// n <= 2^19. weights may be values.
+// weights[i] = exp(x), x = min(values[i] - reference, 0) * inv_temperature, with a relative error
+// below 3e-7 * (1 + |x|), rounded to a multiple of 2^-34 and 0 where a value is -inf; total is
+// their sum, exact for n <= 2^19. weights may be values.
 struct SoftmaxWeightsArgs {
   const float* values;  // no NaN, no +inf
   std::size_t n;

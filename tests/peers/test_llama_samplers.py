@@ -57,9 +57,14 @@ def normals(size: int, spread: float, seed: int) -> F32Array:
 def edited(logits: F32Array, text: I32Array, params: SamplingParams, words: Words) -> F32Array:
     """Return what penalties and DRY make of logits."""
     window = text[max(len(text) - params.penalty_last_n, 0) :].tolist()
-    penalties = params.frequency_penalty, params.presence_penalty
-    result = oracle.penalise(logits, window, params.repetition_penalty, window, *penalties)
-    result = result.astype(np.float32)
+    result: F32Array = oracle.penalise(
+        logits,
+        window,
+        params.repetition_penalty,
+        window,
+        params.frequency_penalty,
+        params.presence_penalty,
+    ).astype(np.float32)
     if params.dry_multiplier > 0:
         repeats = oracle.dry_penalties(
             text[max(len(text) - params.dry_penalty_last_n, 0) :].tolist(),

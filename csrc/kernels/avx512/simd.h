@@ -155,9 +155,7 @@ struct Sums {
   __m512d lanes[2];
 };
 inline __m512d low_doubles(Vec v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
-inline __m512d high_doubles(Vec v) {
-  return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
-}
+inline __m512d high_doubles(Vec v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
 inline void add_to(Sums& sums, std::size_t, Vec v) {
   sums.lanes[0] = _mm512_add_pd(sums.lanes[0], low_doubles(v));
   sums.lanes[1] = _mm512_add_pd(sums.lanes[1], high_doubles(v));

@@ -141,7 +141,8 @@ inline void rung_members(const RungMembersArgs& a) noexcept {
     }
   }
   for (; i < a.n; ++i) {
-    if (a.rungs[i] >= a.first && a.rungs[i] <= a.last) a.ids[found++] = static_cast<std::int32_t>(i);
+    if (a.rungs[i] >= a.first && a.rungs[i] <= a.last)
+      a.ids[found++] = static_cast<std::int32_t>(i);
   }
   *a.count = found;
 }

@@ -296,6 +296,8 @@ std::span<const float> Order::weights(float inv_temperature) {
 }
 
 std::size_t Order::count_from(float floor) {
+  // No candidate is on the floor's rung or below.
+  if (is_ladder_built_ && ladder_.before(ladder_.rung_of(floor)).size() >= end_) return size();
   const auto stop =
       std::partition_point(sorted_.begin(), sorted_.end(),
                            [=](const Candidate& candidate) { return candidate.logit >= floor; });

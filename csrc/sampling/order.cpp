@@ -29,22 +29,49 @@ float floor_from(float from, double offset) {
 }  // namespace
 
 void Order::start(const Logits& row) {
+  temperature_ = inv_temperature_ = 1.0f;
+  ids_.clear();
+  take_all(row);
+  reference_ = row_max_;
+}
+
+void Order::take_all(const Logits& row) {
   row_ = &row;
   begin_ = 0;
   end_ = row.values().size();
-  row_max_ = reference_ = row.max();
-  temperature_ = inv_temperature_ = 1.0f;
+  row_max_ = row.max();
   sorted_.clear();
   is_head_sorted_ = false;
   forget_masses();
   if (end_ <= kSortAll) keep_first(end_);
 }
 
+Candidate Order::with_id(Candidate candidate) const {
+  if (!ids_.empty()) candidate.id = ids_[static_cast<std::size_t>(candidate.id)];
+  return candidate;
+}
+
 void Order::set_temperature(float temperature) {
   temperature_ = temperature;
   inv_temperature_ = std::min(1.0f / temperature, std::numeric_limits<float>::max());
+  shorten_row();
   reference_ = top_logit();
   forget_masses();
+}
+
+// New masses cost as much as the row is long, and this a fraction of it. Without a ladder, finding
+// the candidates would cost more than it saves. Once a draw: no order has two temperatures.
+void Order::shorten_row() {
+  if (row_ == nullptr || !is_ladder_built_ || size() > row_->values().size() / 4) return;
+  gathered_.clear();
+  gather_candidates(ladder_.rung_of(at(begin_).logit), ladder_.rung_of(at(end_ - 1).logit) + 1);
+  short_values_.clear();
+  for (const Candidate& candidate : gathered_) {
+    short_values_.push_back(candidate.logit);
+    ids_.push_back(candidate.id);
+  }
+  short_row_.scan(short_values_, "sample");
+  take_all(short_row_);
 }
 
 double Order::mass_of(float logit) const {
@@ -72,7 +99,7 @@ Candidate Order::draw(double uniform) {
   const double after = mass_of_first(end_);
   // Below the end even when the product rounds up to it.
   const double target = std::min(before + uniform * (after - before), std::nextafter(after, 0.0));
-  return at(find(target, Crossing::kExceed));
+  return with_id(at(find(target, Crossing::kExceed)));
 }
 
 void Order::keep_first(std::size_t count) {
@@ -101,9 +128,9 @@ void Order::keep_nearest(float centre, double share, std::size_t min_keep) {
   const double target = share * total();
   const std::size_t least = std::min(min_keep, size());
   const auto [sure, possible] = find_undecided(centre, target, least);
-  distances_.resize(undecided_.size());
-  undecided_weights_.resize(undecided_.size());
-  for (std::size_t i = 0; i < undecided_.size(); ++i) distances_[i] = undecided_[i].logit;
+  distances_.resize(gathered_.size());
+  undecided_weights_.resize(gathered_.size());
+  for (std::size_t i = 0; i < gathered_.size(); ++i) distances_[i] = gathered_[i].logit;
   softmax_weights(distances_, reference_, inv_temperature_, undecided_weights_.data());
   for (float& distance : distances_) distance = -std::fabs(distance - centre);
   nearest_.build(distances_, undecided_weights_, 0.0f, inv_temperature_);
@@ -113,9 +140,9 @@ void Order::keep_nearest(float centre, double share, std::size_t min_keep) {
   const float reach = nearest_.at(last).logit;
   std::size_t begin = possible.begin.size();
   std::size_t end = possible.end.size();
-  for (std::size_t i = 0; i < undecided_.size(); ++i) {
+  for (std::size_t i = 0; i < gathered_.size(); ++i) {
     const bool is_beyond = distances_[i] < reach;
-    const bool is_above = undecided_[i].logit >= centre;
+    const bool is_above = gathered_[i].logit >= centre;
     begin += is_beyond & is_above ? 1 : 0;
     end -= is_beyond & !is_above ? 1 : 0;
   }
@@ -130,8 +157,8 @@ void Order::keep_nearest(float centre, double share, std::size_t min_keep) {
 Order::Nearest Order::find_undecided(float centre, double target, std::size_t least) {
   const Run all = candidates();
   if (row_ == nullptr) {
-    undecided_.assign(sorted_.begin() + static_cast<std::ptrdiff_t>(begin_),
-                      sorted_.begin() + static_cast<std::ptrdiff_t>(end_));
+    gathered_.assign(sorted_.begin() + static_cast<std::ptrdiff_t>(begin_),
+                     sorted_.begin() + static_cast<std::ptrdiff_t>(end_));
     return {{}, all};
   }
   struct Rungs {
@@ -159,17 +186,23 @@ Order::Nearest Order::find_undecided(float centre, double target, std::size_t le
   const bool is_last_in = middle + n + 2 >= kAll - 1;
   const Rungs sure = within(is_last_in ? std::min(n - 3, kAll - 2 - middle) : n - 3);
   const Rungs possible = is_last_in ? Rungs{0, Ladder::kRungs} : within(n + 2);
-  undecided_.clear();
-  ladder.gather(possible.begin, sure.begin, undecided_);
-  ladder.gather(sure.end, possible.end, undecided_);
-  if (size() < row_->values().size()) {
-    const Candidate first = at(begin_);
-    const Candidate last = at(end_ - 1);
-    std::erase_if(undecided_, [=](const Candidate& candidate) {
-      return precedes(candidate, first) || precedes(last, candidate);
-    });
-  }
+  gathered_.clear();
+  gather_candidates(possible.begin, sure.begin);
+  gather_candidates(sure.end, possible.end);
   return {run_of(sure), run_of(possible)};
+}
+
+void Order::gather_candidates(std::size_t begin, std::size_t end) {
+  const std::size_t before = gathered_.size();
+  ladder().gather(begin, end, gathered_);
+  if (size() == row_->values().size()) return;
+  const Candidate first = at(begin_);
+  const Candidate last = at(end_ - 1);
+  const auto is_none = [=](const Candidate& candidate) {
+    return precedes(candidate, first) || precedes(last, candidate);
+  };
+  const auto added = gathered_.begin() + static_cast<std::ptrdiff_t>(before);
+  gathered_.erase(std::remove_if(added, gathered_.end(), is_none), gathered_.end());
 }
 
 double Order::entropy() {

@@ -28,7 +28,7 @@ class Order {
   std::size_t size() const { return end_ - begin_; }
 
   // The candidate at a place, 0 the most likely.
-  Candidate operator[](std::size_t place) { return at(begin_ + place); }
+  Candidate operator[](std::size_t place) { return with_id(at(begin_ + place)); }
 
   // A candidate's mass is exp((logit - reference) / temperature), where the reference is a logit
   // near the highest.
@@ -85,10 +85,18 @@ class Order {
   };
 
   Run candidates();
-  // Puts the candidates that are possible and not sure into `undecided_`.
+  // Puts the candidates that are possible and not sure, the undecided, into `gathered_`.
   Nearest find_undecided(float centre, double target, std::size_t least);
 
-  // Places below are those of the whole order.
+  // Appends the candidates of the ladder's rungs [begin, end) to `gathered_`, by ascending id.
+  void gather_candidates(std::size_t begin, std::size_t end);
+
+  void take_all(const Logits& row);
+  // Makes a few candidates of a row all of a shorter one.
+  void shorten_row();
+  Candidate with_id(Candidate candidate) const;
+
+  // Places below are those of the whole order, ids places in the row.
   Candidate at(std::size_t place);
   double mass_of_first(std::size_t count);
   std::size_t find(double target, Crossing crossing);
@@ -102,6 +110,9 @@ class Order {
   std::span<const float> weights(float inv_temperature);
 
   const Logits* row_ = nullptr;  // null where `sorted_` has all that remains
+  Logits short_row_;
+  std::vector<float> short_values_;
+  std::vector<std::int32_t> ids_;  // of the shorter row's tokens; empty where there is none
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
   float row_max_ = 0.0f;
@@ -123,7 +134,7 @@ class Order {
 
   std::vector<float> candidate_weights_;  // as row_weights_, 0 for what is no candidate
 
-  std::vector<Candidate> undecided_;
+  std::vector<Candidate> gathered_;
   std::vector<float> undecided_weights_;
   std::vector<float> distances_;  // negative, of the undecided
   Ladder nearest_;                // of these

@@ -85,6 +85,29 @@ def test_one_filter_at_a_real_vocabulary(chain: Chain, spread: float) -> None:
     compare(normals(VOCAB, spread=spread), chain, seed=3, positions=range(2))
 
 
+@pytest.mark.parametrize(
+    "chain",
+    [
+        Chain(top_p=0.7, temperature=0.8),
+        Chain(top_p=0.95, min_p=0.05, temperature=1.7),
+        Chain(top_p=0.8, typical_p=0.3, dynatemp_range=0.5),
+        Chain(top_k=1100, typical_p=0.9, temperature=1.4, xtc_probability=1.0, xtc_threshold=3e-3),
+    ],
+    ids=str,
+)
+def test_a_temperature_after_cuts(chain: Chain) -> None:
+    """What is left, still too many for a list, is weighed anew as a row of its own."""
+    order = ("top_k", "top_p", "typical_p", "min_p", "temperature", "xtc", "top_n_sigma")
+    chain = dataclasses.replace(chain, order=order)
+    kept = dataclasses.replace(chain, order=order[:4])
+    compared = 0
+    for seed in range(8):
+        logits = normals(5000, spread=1.5, seed=seed)
+        assert 80 < len(oracle.distribution(logits, (), kept).ids) < 1250
+        compared += compare(logits, chain, seed=3, positions=range(20))
+    assert compared > 20
+
+
 def test_most_draws_are_clear_of_borders() -> None:
     """Or the comparisons above would compare nothing."""
     compared = sum(

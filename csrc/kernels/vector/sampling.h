@@ -1,5 +1,5 @@
-// Ops on a row of logits: block_max, softmax_weights, weighted_moments, rungs,
-// rung_members. Every tier gives the same bits: no fma, and sums in 16 lanes by place.
+// Ops on a row of logits: block_max, softmax_weights, weighted_moments, rungs, rung_members. Every
+// tier gives the same bits: no fma, and sums in 16 lanes by place.
 #pragma once
 
 #include "kernels/ops.h"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support import (
     END_TOKEN,
+    SteadyTimes,
     byte_level,
     draft_with,
     letter_constraints,
@@ -100,6 +101,7 @@ def num_alive() -> int:
 def test_every_request_ends_and_leaves_nothing_behind(scheduling: Scheduling) -> None:
     rng = np.random.default_rng(1)
     engine = tiny_engine(MODEL, scheduling=scheduling, **LIMITS)
+    engine.step_times = SteadyTimes(32, LIMITS["token_budget"])  # the clock decides nothing
     alive_before, resident_before = num_alive(), 0
     expected: dict[tuple[bytes, int, int], list[int]] = {}
     present: dict[Sequence, tuple[bytes, int, int]] = {}

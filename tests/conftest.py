@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,10 @@ settings.register_profile("untimed", deadline=None)
 # For an hour or a night: --hypothesis-profile=thorough.
 settings.register_profile("thorough", deadline=None, max_examples=10_000)
 settings.load_profile("untimed")
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # For the modules of bench/, which are not installed. At the end: the installed ryzanstein, with its
 # native module, comes before the source tree's.
